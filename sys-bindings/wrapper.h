@@ -1,0 +1,63 @@
+/*
+ * Every FreeBSD kernel header that qpass or the user-mode kernel needs.
+ * bindgen reads this file; layout.c and kmod/shim.c compile against it.
+ */
+#include <sys/param.h>
+#include <sys/systm.h>
+#include <sys/kernel.h>
+#include <sys/bio.h>
+#include <sys/bus.h>
+#include <sys/conf.h>
+#include <sys/errno.h>
+#include <sys/event.h>
+#include <sys/fcntl.h>
+#include <sys/filedesc.h>
+#include <sys/ioccom.h>
+#include <sys/linker.h>
+#include <sys/lock.h>
+#include <sys/malloc.h>
+#include <sys/module.h>
+#include <sys/mutex.h>
+#include <sys/pcpu.h>
+#include <sys/poll.h>
+#include <sys/priv.h>
+#include <sys/proc.h>
+#include <sys/selinfo.h>
+#include <sys/sysctl.h>
+#include <sys/sysent.h>
+#include <sys/syscall.h>
+#include <sys/mman.h>
+#include <sys/reboot.h>
+#include <sys/taskqueue.h>
+#include <sys/time.h>
+#include <sys/ucred.h>
+
+#include <vm/vm.h>
+#include <vm/uma.h>
+
+#include <machine/bus.h>
+
+#include <cam/cam.h>
+#include <cam/cam_ccb.h>
+#include <cam/cam_periph.h>
+#include <cam/cam_queue.h>
+#include <cam/cam_sim.h>
+#include <cam/cam_xpt.h>
+#include <cam/cam_xpt_periph.h>
+#include <cam/scsi/scsi_all.h>
+#include <cam/scsi/scsi_message.h>
+#include <cam/scsi/scsi_pass.h>
+
+/*
+ * Values whose macros bindgen cannot evaluate (ioctl numbers, casts).
+ */
+enum qpass_constants {
+	QPC_GID_OPERATOR = GID_OPERATOR,
+	QPC_D_VERSION = D_VERSION,
+	QPC_CAM_PRIORITY_NONE = CAM_PRIORITY_NONE,
+};
+
+static const unsigned long QPC_CAMIOCOMMAND = CAMIOCOMMAND;
+static const unsigned long QPC_CAMIOQUEUE = CAMIOQUEUE;
+static const unsigned long QPC_CAMIOGET = CAMIOGET;
+static const unsigned long QPC_CAMGETPASSTHRU = CAMGETPASSTHRU;
