@@ -45,7 +45,7 @@ const FUNCTIONS: &[&str] = &[
     "xpt_(alloc|free|release|merge)_ccb",
     "xpt_setup_ccb(_flags)?",
     "securelevel_gt",
-    "ppsratecheck",
+    "eventratecheck",
     "printf",
     "panic",
 ];
@@ -57,6 +57,7 @@ const TYPES: &[&str] = &[
     "periph_driver",
     "periph_(init|deinit|start|ctor|oninv|dtor)_t",
     "ac_(callback_t|code|contract)",
+    "timeval",
     "async_(list|node)",
     "xpt_opcode",
     "cdev(sw)?",
@@ -182,10 +183,8 @@ struct Headers {
 
 impl Headers {
     fn locate(manifest: &Path, out: &Path) -> Self {
-        let dir = env::var_os("QPASS_SYSDIR").map_or_else(
-            || manifest.join("../.deps/freebsd-14"),
-            PathBuf::from,
-        );
+        let dir = env::var_os("QPASS_SYSDIR")
+            .map_or_else(|| manifest.join("../.deps/freebsd-14"), PathBuf::from);
         println!("cargo::rerun-if-changed={}", dir.display());
         if dir.join("generic/cam").is_dir() {
             let version = dir.join("osversion");
@@ -292,13 +291,16 @@ fn write_layout(manifest: &Path, cflags: &[String], out: &Path) {
         let Some(mark) = line
             .trim()
             .strip_prefix(".ascii")
-            .and_then(|text| text.trim().strip_prefix("\"->")?.strip_suffix('"')) else {
+            .and_then(|text| text.trim().strip_prefix("\"->")?.strip_suffix('"'))
+        else {
             continue;
         };
         let words: Vec<&str> = mark.split_whitespace().collect();
         match words[..] {
             ["size", "uma_align", size] => {
-                rust.push_str(&format!("const_assert_eq!(size_of::<core::ffi::c_int>(), {size});\n"));
+                rust.push_str(&format!(
+                    "const_assert_eq!(size_of::<core::ffi::c_int>(), {size});\n"
+                ));
             }
             ["size", ty, size] => {
                 rust.push_str(&format!("const_assert_eq!(size_of::<{ty}>(), {size});\n"));

@@ -55,8 +55,15 @@ enum qpass_constants {
 	QPC_GID_OPERATOR = GID_OPERATOR,
 	QPC_D_VERSION = D_VERSION,
 	QPC_CAM_PRIORITY_NONE = CAM_PRIORITY_NONE,
+	QPC_CAM_PRIORITY_OOB = CAM_PRIORITY_OOB,
+	QPC_CAM_PRIORITY_NORMAL = CAM_PRIORITY_NORMAL,
 };
 
+static const unsigned long long QPC_SBT_1S = SBT_1S;
+static const unsigned long long QPC_SBT_1MS = SBT_1MS;
+static const unsigned int QPC_CAM_XPT_PATH_ID = CAM_XPT_PATH_ID;
+static const unsigned int QPC_CAM_TARGET_WILDCARD = CAM_TARGET_WILDCARD;
+static const unsigned long QPC_CAM_LUN_WILDCARD = CAM_LUN_WILDCARD;
 static const unsigned long QPC_CAMIOCOMMAND = CAMIOCOMMAND;
 static const unsigned long QPC_CAMIOQUEUE = CAMIOQUEUE;
 static const unsigned long QPC_CAMIOGET = CAMIOGET;

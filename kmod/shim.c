@@ -1,0 +1,37 @@
+/*-
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * What only a C compiler can say: linker sets, malloc types and sysctls are
+ * macros of the kernel's headers.  No logic lives here.
+ */
+#include <sys/param.h>
+#include <sys/systm.h>
+#include <sys/kernel.h>
+#include <sys/malloc.h>
+#include <sys/module.h>
+#include <sys/sysctl.h>
+
+MALLOC_DEFINE(M_QPASS, "qpass", "CAM queued pass-through driver");
+
+u_int qpass_max_requests = 1024;
+u_long qpass_max_bytes = 64UL * 1024 * 1024;
+
+SYSCTL_DECL(_kern_cam);
+static SYSCTL_NODE(_kern_cam, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
+    "CAM queued pass-through driver");
+SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, max_requests, CTLFLAG_RWTUN,
+    &qpass_max_requests, 0, "Requests that one open may have outstanding");
+SYSCTL_ULONG(_kern_cam_qpass, OID_AUTO, max_bytes, CTLFLAG_RWTUN,
+    &qpass_max_bytes, 0, "Bytes of data that one open may have outstanding");
+
+int	qpass_modevent(module_t mod, int type, void *data);
+
+static moduledata_t qpass_mod = {
+	"qpass",
+	qpass_modevent,
+	NULL
+};
+
+DECLARE_MODULE(qpass, qpass_mod, SI_SUB_DRIVERS, SI_ORDER_ANY);
+MODULE_VERSION(qpass, 1);
+MODULE_DEPEND(qpass, cam, 1, 1, 1);

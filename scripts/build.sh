@@ -1,0 +1,41 @@
+#!/bin/sh
+# Builds the kernel module. usage: scripts/build.sh [14|15]
+#
+# The result is target/kmod/freebsd-RELEASE/qpass.ko, or, on FreeBSD, a link to
+# what kmod/Makefile makes for the system's own sources.
+set -eu
+cd "$(dirname "$0")/.."
+root=$PWD
+
+die() {
+	echo "build: $*" >&2
+	exit 1
+}
+
+if [ "$(uname -s)" = FreeBSD ]; then
+	make -C kmod
+	mkdir -p target/kmod/host
+	ln -sf "$(make -C kmod -V .OBJDIR)/qpass.ko" target/kmod/host/qpass.ko
+	echo "build: target/kmod/host/qpass.ko"
+	exit 0
+fi
+
+release=${1:-14}
+headers=$root/.deps/freebsd-$release
+[ -d "$headers" ] || die "no headers of FreeBSD $release: run scripts/setup.sh"
+osversion=$(cat "$headers/osversion")
+out=$root/target/kmod/freebsd-$release
+mkdir -p "$out"
+
+# Debian's toolchain: it has the sources of core, which rustup's does not.
+env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
+	scripts/rust-staticlib.sh "$out/rust" "$out/libqpass.a"
+
+clang-19 --target=x86_64-unknown-freebsd"$release" -std=gnu99 -O2 \
+	-D_KERNEL -DKLD_MODULE -D__FreeBSD_version="$osversion" \
+	-ffreestanding -mcmodel=kernel -mno-red-zone -mno-sse -mno-mmx -msoft-float \
+	-fno-omit-frame-pointer -fno-common -Wall -Werror \
+	-nostdinc -isystem "$headers/opt" -isystem "$headers/arch" -isystem "$headers/generic" \
+	-c -o "$out/shim.o" kmod/shim.c
+scripts/link.sh "" -19 "$out/qpass.ko" "$out/shim.o" "$out/libqpass.a"
+echo "build: ${out#"$root"/}/qpass.ko ($(wc -c <"$out/qpass.ko") bytes, FreeBSD $osversion)"

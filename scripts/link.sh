@@ -1,0 +1,26 @@
+#!/bin/sh
+# Links the relocatable kernel module.
+# usage: link.sh LLVM-PREFIX LLVM-SUFFIX OUT.ko SHIM.o LIB.a
+# The tools are PREFIXld.lldSUFFIX and so on.
+set -eu
+prefix=$1 suffix=$2 out=$3 shim=$4 lib=$5
+script=$(dirname "$0")/../kmod/qpass.ld
+objects=$out.objects
+rm -rf "$objects"
+mkdir -p "$objects"
+# Fat LTO leaves the driver and what it uses of core in the crate's own object.
+# The rest of the archive is compiler-builtins, whose memcpy and kin the kernel
+# exports itself; anything else that would be missing, the artifact check names.
+lib=$(cd "$(dirname "$lib")" && pwd)/$(basename "$lib")
+(cd "$objects" && "${prefix}llvm-ar$suffix" x "$lib")
+rm -f "$objects"/compiler_builtins-*.o
+"${prefix}ld.lld$suffix" -m elf_x86_64_fbsd -r -T "$script" \
+	-o "$out.tmp" "$shim" "$objects"/*.o
+# kldload(8) resolves the globals of every file in one name space: keep ours
+# out of it, and the line tables out of kernel memory.
+"${prefix}llvm-objcopy$suffix" --strip-debug --keep-global-symbol=qpass_modevent \
+	--strip-symbol=__start_set_pcpu --strip-symbol=__stop_set_pcpu \
+	--remove-section=.eh_frame --remove-section=.rela.eh_frame \
+	--remove-section=.llvm_addrsig --remove-section=.comment \
+	"$out.tmp" "$out"
+rm -rf "$out.tmp" "$objects"

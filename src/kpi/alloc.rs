@@ -1,0 +1,101 @@
+//! malloc(9): boxes of the driver's own malloc type, `qpass` in vmstat -m.
+
+use super::errno::{ENOMEM, Result};
+use core::{
+    ffi::{c_int, c_void},
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+};
+use sys_bindings as sys;
+
+unsafe extern "C" {
+    /// `MALLOC_DEFINE` in kmod/shim.c.
+    static mut M_QPASS: [sys::malloc_type; 1];
+}
+
+/// Memory from malloc(9) that holds one `T`; its address does not change.
+pub struct KBox<T>(NonNull<T>);
+
+// SAFETY: a KBox owns its T as Box does.
+unsafe impl<T: Send> Send for KBox<T> {}
+// SAFETY: sharing a KBox shares its T.
+unsafe impl<T: Sync> Sync for KBox<T> {}
+
+impl<T> KBox<T> {
+    /// Allocates with `M_WAITOK`: may sleep, so no mutex may be held.
+    pub fn new(value: T) -> Self {
+        match Self::allocate(value, sys::M_WAITOK as c_int) {
+            Ok(this) => this,
+            // malloc(9): an M_WAITOK allocation does not return NULL.
+            Err(_) => unreachable!(),
+        }
+    }
+
+    /// Allocates with `M_NOWAIT`: does not sleep.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn try_new(value: T) -> Result<Self> {
+        Self::allocate(value, sys::M_NOWAIT as c_int)
+    }
+
+    fn allocate(value: T, flags: c_int) -> Result<Self> {
+        // malloc(9) aligns to at least 16 for any size that a T of alignment
+        // 16 has.
+        const { assert!(align_of::<T>() <= 16 && size_of::<T>() > 0) };
+        // SAFETY: malloc(9) takes any size; M_QPASS is defined by the shim and
+        // initialised by its SYSINIT before any of our code runs.
+        let memory = unsafe { sys::malloc(size_of::<T>(), (&raw mut M_QPASS).cast(), flags) };
+        let memory = NonNull::new(memory.cast::<T>()).ok_or(ENOMEM)?;
+        // SAFETY: fresh memory of T's size and alignment.
+        unsafe { memory.write(value) };
+        Ok(KBox(memory))
+    }
+
+    /// Gives up ownership.
+    pub fn into_raw(self) -> *mut c_void {
+        let raw = self.0.as_ptr().cast();
+        core::mem::forget(self);
+        raw
+    }
+
+    /// Takes ownership back.
+    ///
+    /// # Safety
+    /// `raw` came from [`into_raw`](Self::into_raw) of a `KBox<T>` and nothing
+    /// else owns it.
+    pub unsafe fn from_raw(raw: *mut c_void) -> Self {
+        // SAFETY: into_raw gave a non-null pointer.
+        KBox(unsafe { NonNull::new_unchecked(raw.cast()) })
+    }
+
+    /// The address, for a kernel function that keeps it.
+    pub fn as_ptr(&self) -> *mut T {
+        self.0.as_ptr()
+    }
+}
+
+impl<T> Deref for KBox<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: owned and initialised.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T> DerefMut for KBox<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: owned and initialised.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl<T> Drop for KBox<T> {
+    fn drop(&mut self) {
+        // SAFETY: owned, and this is the last use; free(9) does not sleep.
+        unsafe {
+            self.0.drop_in_place();
+            sys::free(self.0.as_ptr().cast(), (&raw mut M_QPASS).cast());
+        }
+    }
+}

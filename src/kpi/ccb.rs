@@ -1,0 +1,372 @@
+//! union ccb: private copies of a user's, and those that CAM hands out.
+
+use super::{
+    errno::Result,
+    periph::{Held, Periph},
+    user::UserPtr,
+};
+use core::{
+    ffi::{c_int, c_void},
+    ptr::NonNull,
+};
+use sys_bindings as sys;
+
+/// A CCB of our own: plain bytes until CAM gets it. Its pointers are numbers
+/// that a user may have chosen; only this module's callers that replaced one
+/// know what it means.
+#[repr(transparent)]
+pub struct Ccb(sys::ccb);
+
+// SAFETY: the pointers in it are not followed by us.
+unsafe impl Send for Ccb {}
+// SAFETY: as above.
+unsafe impl Sync for Ccb {}
+
+impl Ccb {
+    /// All bytes zero.
+    pub fn zeroed() -> Self {
+        // SAFETY: every member of the union is plain C data.
+        Ccb(unsafe { core::mem::zeroed() })
+    }
+
+    /// Copies a CCB in from a process, once.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub fn copyin(&mut self, from: UserPtr) -> Result {
+        from.copyin(self.bytes_mut())
+    }
+
+    /// Every byte, padding included: what copyout(9) takes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: zeroed() and copyin() initialise every byte.
+        unsafe { core::slice::from_raw_parts((&raw const self.0).cast(), size_of::<sys::ccb>()) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: any bytes make a CCB of plain C data.
+        unsafe { core::slice::from_raw_parts_mut((&raw mut self.0).cast(), size_of::<sys::ccb>()) }
+    }
+
+    /// The header that every CCB starts with.
+    pub fn hdr(&self) -> &sys::ccb_hdr {
+        // SAFETY: common to all members; plain data.
+        unsafe { &self.0.ccb_h }
+    }
+
+    /// The header, to change.
+    pub fn hdr_mut(&mut self) -> &mut sys::ccb_hdr {
+        // SAFETY: as hdr().
+        unsafe { &mut self.0.ccb_h }
+    }
+
+    /// The CCB as an XPT_SCSI_IO one.
+    pub fn csio(&self) -> &sys::ccb_scsiio {
+        // SAFETY: plain data, whichever member was written.
+        unsafe { &self.0.csio }
+    }
+
+    /// The CCB as an XPT_SCSI_IO one, to change.
+    pub fn csio_mut(&mut self) -> &mut sys::ccb_scsiio {
+        // SAFETY: as csio().
+        unsafe { &mut self.0.csio }
+    }
+
+    /// The bytes of an inline CDB.
+    pub fn cdb_bytes_mut(&mut self) -> &mut [u8; sys::IOCDBLEN as usize] {
+        // SAFETY: both members of cdb_t are plain data.
+        unsafe { &mut self.csio_mut().cdb_io.cdb_bytes }
+    }
+
+    /// The user's address of a CDB that CAM_CDB_POINTER says is elsewhere.
+    pub fn cdb_pointer(&self) -> UserPtr {
+        // SAFETY: both members of cdb_t are plain data.
+        UserPtr::new(unsafe { self.csio().cdb_io.cdb_ptr } as usize)
+    }
+
+    /// Has the CDB read from `bytes`, which must live until the CCB is done.
+    pub fn set_cdb_pointer(&mut self, bytes: &mut [u8]) {
+        self.csio_mut().cdb_io.cdb_ptr = bytes.as_mut_ptr();
+    }
+
+    /// Has the data read from, or written to, kernel memory at `buffer`.
+    pub fn set_data_pointer(&mut self, buffer: *mut u8) {
+        self.csio_mut().data_ptr = buffer;
+    }
+
+    /// What the user must find unchanged when the CCB comes back.
+    pub fn save(&self) -> Saved {
+        let csio = self.csio();
+        Saved {
+            hdr: *self.hdr(),
+            data_ptr: csio.data_ptr,
+            cdb_io: csio.cdb_io,
+        }
+    }
+
+    /// Makes a completed CCB fit for the user: the header is the one that came
+    /// in but for the outcome and the device's address, and no field that was
+    /// the user's pointer carries one of the kernel's.
+    pub fn restore(&mut self, saved: &Saved) {
+        let done = *self.hdr();
+        let hdr = self.hdr_mut();
+        *hdr = saved.hdr;
+        hdr.status = done.status;
+        hdr.path_id = done.path_id;
+        hdr.target_id = done.target_id;
+        hdr.target_lun = done.target_lun;
+        if saved.hdr.func_code == sys::XPT_SCSI_IO {
+            let csio = self.csio_mut();
+            csio.data_ptr = saved.data_ptr;
+            csio.cdb_io = saved.cdb_io;
+        }
+    }
+
+    /// Takes the result of `from`: the payload, the status and the device's
+    /// address.
+    pub fn take_result(&mut self, from: &Ccb) {
+        self.take_payload(from);
+        let (hdr, done) = (self.hdr_mut(), from.hdr());
+        hdr.status = done.status;
+        hdr.path_id = done.path_id;
+        hdr.target_id = done.target_id;
+        hdr.target_lun = done.target_lun;
+    }
+
+    /// Takes the request of `from`: the opcode, the flags and the payload.
+    pub fn take_request(&mut self, from: &Ccb) {
+        self.take_payload(from);
+        let (hdr, asked) = (self.hdr_mut(), from.hdr());
+        hdr.func_code = asked.func_code;
+        hdr.flags = asked.flags;
+    }
+
+    /// Takes the payload of `from`, all but the header.
+    fn take_payload(&mut self, from: &Ccb) {
+        let at = size_of::<sys::ccb_hdr>();
+        self.bytes_mut()[at..].copy_from_slice(&from.bytes()[at..]);
+    }
+
+    /// xpt_setup_ccb(9): fills in path and priority, keeps the flags.
+    pub fn setup(&mut self, periph: &Periph, priority: u32) {
+        let hdr = self.hdr_mut();
+        let flags = hdr.flags;
+        // SAFETY: the path is the periph's and lives as long as it does.
+        unsafe { sys::xpt_setup_ccb_flags(hdr, periph.path(), priority, flags) };
+    }
+
+    pub(super) fn as_ptr(&mut self) -> *mut sys::ccb {
+        &raw mut self.0
+    }
+}
+
+/// The parts of a user's CCB that the kernel replaces on its way.
+pub struct Saved {
+    hdr: sys::ccb_hdr,
+    data_ptr: *mut u8,
+    cdb_io: sys::cdb_t,
+}
+
+// SAFETY: the pointers are the user's numbers; nobody follows them here.
+unsafe impl Send for Saved {}
+// SAFETY: as above.
+unsafe impl Sync for Saved {}
+
+impl Saved {
+    /// The address of the user's data.
+    pub fn data(&self) -> UserPtr {
+        UserPtr::new(self.data_ptr as usize)
+    }
+}
+
+/// A CCB that CAM allocated for this periph. It is given back with the device
+/// lock held, by [`Held::release_ccb`], on every path.
+#[must_use = "a CCB from CAM is given back with Held::release_ccb"]
+pub struct StartCcb(NonNull<Ccb>);
+
+/// What a completion does when cam_periph_error() was asked.
+pub enum Recovery {
+    /// The CCB is on its way again; the completion will come once more.
+    Resent,
+    /// Nothing more is tried.
+    Final,
+}
+
+impl StartCcb {
+    /// The CCB of a callback.
+    ///
+    /// # Safety
+    /// CAM gave `ccb` to this driver and nobody else uses it.
+    pub unsafe fn from_raw(ccb: *mut sys::ccb) -> Self {
+        // SAFETY: CAM gives no null CCB; Ccb is transparent over it.
+        StartCcb(unsafe { NonNull::new_unchecked(ccb.cast()) })
+    }
+
+    pub(super) fn as_ptr(&mut self) -> *mut sys::ccb {
+        self.0.as_ptr().cast()
+    }
+
+    /// The contents.
+    pub fn ccb(&self) -> &Ccb {
+        // SAFETY: ours, see from_raw; xpt_get_ccb() zeroes what it allocates.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// The contents, to change.
+    pub fn ccb_mut(&mut self) -> &mut Ccb {
+        // SAFETY: as ccb(), and borrowed exclusively.
+        unsafe { self.0.as_mut() }
+    }
+
+    /// xpt_merge_ccb(9): the opcode, flags, timeout, retries and payload of
+    /// `from`.
+    pub fn merge(&mut self, from: &Ccb) {
+        // SAFETY: both are whole CCBs; the source is only read.
+        unsafe { sys::xpt_merge_ccb(self.as_ptr(), (&raw const from.0).cast_mut()) };
+    }
+
+    /// Makes `owner` what the completion finds, and `done` what it calls.
+    pub fn set_done(&mut self, owner: NonNull<c_void>, done: DoneFn) {
+        let hdr = self.ccb_mut().hdr_mut();
+        hdr.cbfcnp = Some(done);
+        // Entry 0 is cam_periph_error()'s own (saved_ccb_ptr).
+        // SAFETY: all members of the union are plain data.
+        unsafe { hdr.periph_priv.entries[1].ptr = owner.as_ptr() };
+    }
+
+    /// The `owner` of [`set_done`](Self::set_done).
+    pub fn owner(&self) -> *mut c_void {
+        // SAFETY: all members of the union are plain data.
+        unsafe { self.ccb().hdr().periph_priv.entries[1].ptr }
+    }
+
+    /// xpt_action(9): from here on the CCB is CAM's, until it completes.
+    pub fn send(mut self, _held: &mut Held<'_>) {
+        // SAFETY: set up by CAM and merge(); the device lock is held.
+        unsafe { sys::xpt_action(self.as_ptr()) };
+    }
+
+    /// cam_periph_error(9), in the completion of a CCB that failed.
+    pub fn recover(&mut self, held: &mut Held<'_>) -> Recovery {
+        let (cam_flags, sense_flags) = recovery_flags(self.ccb().hdr().flags);
+        // SAFETY: a completed CCB of this periph, its device lock held.
+        let error = unsafe { sys::cam_periph_error(self.as_ptr(), cam_flags, sense_flags) };
+        if error == super::errno::ERESTART {
+            return Recovery::Resent;
+        }
+        self.release_frozen(held);
+        Recovery::Final
+    }
+
+    /// A failed command may have frozen the device's queue, which stops every
+    /// other user of the device too: the driver that sent it lets it go again.
+    pub fn release_frozen(&mut self, held: &mut Held<'_>) {
+        let hdr = self.ccb_mut().hdr_mut();
+        if hdr.status & sys::CAM_DEV_QFRZN != 0 {
+            hdr.status &= !sys::CAM_DEV_QFRZN;
+            held.release_devq();
+        }
+    }
+}
+
+/// The completion routine of a CCB.
+pub type DoneFn = unsafe extern "C" fn(*mut sys::cam_periph, *mut sys::ccb);
+
+/// pass(4)'s rule: with CAM_PASS_ERR_RECOVER the kernel recovers as for its
+/// own commands, without it the user sees every error at once.
+fn recovery_flags(ccb_flags: u32) -> (sys::cam_flags, u32) {
+    if ccb_flags & sys::CAM_PASS_ERR_RECOVER != 0 {
+        (
+            sys::CAM_RETRY_SELTO,
+            (sys::SF_RETRY_UA | sys::SF_NO_PRINT) as u32,
+        )
+    } else {
+        (
+            sys::CAM_FLAG_NONE,
+            (sys::SF_NO_RETRY | sys::SF_NO_RECOVERY | sys::SF_NO_PRINT) as u32,
+        )
+    }
+}
+
+/// User buffers that cam_periph_mapmem() made reachable for a CCB.
+pub struct Mapped {
+    info: sys::cam_periph_map_info,
+}
+
+impl Mapped {
+    /// Maps or copies in what the CCB's data pointers name. Sleeps.
+    ///
+    /// # Errors
+    /// `EACCES`: not the process's memory; `EINVAL`: a data format that the
+    /// synchronous call does not take.
+    pub fn map(ccb: &mut Ccb, maxio: u32) -> Result<Self> {
+        // SAFETY: plain data, which mapmem clears itself.
+        let mut info: sys::cam_periph_map_info = unsafe { core::mem::zeroed() };
+        // SAFETY: called by the process that owns the buffers, no lock held.
+        super::errno::check(unsafe { sys::cam_periph_mapmem(ccb.as_ptr(), &mut info, maxio) })?;
+        Ok(Mapped { info })
+    }
+
+    /// Copies out what was read, and gives the CCB its user pointers back.
+    /// Sleeps.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub fn unmap(mut self, ccb: &mut Ccb) -> Result {
+        // SAFETY: the CCB and the info of map(), once, no lock held.
+        super::errno::check(unsafe { sys::cam_periph_unmapmem(ccb.as_ptr(), &mut self.info) })
+    }
+}
+
+/// A CCB for an immediate call, from xpt_alloc_ccb(9).
+pub struct OwnCcb(NonNull<Ccb>);
+
+impl OwnCcb {
+    /// Allocates; sleeps.
+    pub fn new() -> Self {
+        // SAFETY: allocates with M_WAITOK and zeroes.
+        let ccb = unsafe { sys::xpt_alloc_ccb() };
+        OwnCcb(NonNull::new(ccb.cast()).expect("M_WAITOK CCB"))
+    }
+
+    /// The contents.
+    pub fn ccb_mut(&mut self) -> &mut Ccb {
+        // SAFETY: ours since new().
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for OwnCcb {
+    fn drop(&mut self) {
+        // SAFETY: ours, from xpt_alloc_ccb().
+        unsafe { sys::xpt_free_ccb(self.0.as_ptr().cast()) };
+    }
+}
+
+/// Runs a CCB and waits for it: cam_periph_runccb(9) with pass(4)'s recovery.
+///
+/// The device lock is held on entry and exit and dropped while it waits. The
+/// CCB's status tells how it went.
+pub fn run(ccb: &mut Ccb, _held: &mut Held<'_>) {
+    let (cam_flags, sense_flags) = recovery_flags(ccb.hdr().flags);
+    // SAFETY: set up for this periph; the lock is held. The return value only
+    // repeats the status that the user gets.
+    unsafe {
+        sys::cam_periph_runccb(
+            ccb.as_ptr(),
+            Some(error_routine),
+            cam_flags,
+            sense_flags,
+            core::ptr::null_mut(),
+        );
+    }
+}
+
+unsafe extern "C" fn error_routine(
+    ccb: *mut sys::ccb,
+    cam_flags: sys::cam_flags,
+    sense_flags: u32,
+) -> c_int {
+    // SAFETY: cam_periph_runccb() calls with its own CCB and the lock held.
+    unsafe { sys::cam_periph_error(ccb, cam_flags, sense_flags) }
+}

@@ -1,0 +1,244 @@
+//! A queue(3) STAILQ whose entries are owned: putting one in moves it, taking
+//! one out moves it back, and there is no way to hold both.
+
+use core::ptr::NonNull;
+
+/// The field through which a [`Fifo`] chains its nodes.
+pub struct Link<N>(Option<NonNull<N>>);
+
+// SAFETY: only the queue that owns the node follows the link.
+unsafe impl<N> Send for Link<N> {}
+// SAFETY: as above.
+unsafe impl<N> Sync for Link<N> {}
+
+impl<N> Link<N> {
+    /// Not in a queue.
+    pub const fn new() -> Self {
+        Link(None)
+    }
+}
+
+impl<N> Default for Link<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An owning pointer that can stand in a [`Fifo`].
+///
+/// # Safety
+/// `into_raw` gives a pointer that stays valid and unaliased until it is given
+/// to `from_raw`; `link` names a field that nothing but the queue touches.
+pub unsafe trait Entry: Sized {
+    /// What the pointer points at.
+    type Node;
+    /// Gives up ownership.
+    fn into_raw(self) -> NonNull<Self::Node>;
+    /// Takes ownership back.
+    ///
+    /// # Safety
+    /// `node` came from `into_raw` and was not taken back since.
+    unsafe fn from_raw(node: NonNull<Self::Node>) -> Self;
+    /// Where the queue keeps the next node.
+    ///
+    /// # Safety
+    /// `node` came from `into_raw` and was not taken back since.
+    unsafe fn link(node: NonNull<Self::Node>) -> *mut Link<Self::Node>;
+}
+
+/// First in, first out; an entry can also be put back to the front.
+pub struct Fifo<E: Entry> {
+    head: Option<NonNull<E::Node>>,
+    tail: Option<NonNull<E::Node>>,
+    len: usize,
+}
+
+// SAFETY: the queue owns its entries; it is as sendable as they are.
+unsafe impl<E: Entry + Send> Send for Fifo<E> {}
+
+impl<E: Entry> Fifo<E> {
+    /// An empty queue.
+    pub const fn new() -> Self {
+        Fifo {
+            head: None,
+            tail: None,
+            len: 0,
+        }
+    }
+
+    /// Entries in the queue.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is queued.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Puts an entry at the end.
+    pub fn push(&mut self, entry: E) {
+        let node = entry.into_raw();
+        // SAFETY: the node is ours since into_raw; the tail is ours while queued.
+        unsafe {
+            (*E::link(node)).0 = None;
+            match self.tail {
+                Some(tail) => (*E::link(tail)).0 = Some(node),
+                None => self.head = Some(node),
+            }
+        }
+        self.tail = Some(node);
+        self.len += 1;
+    }
+
+    /// Puts an entry back where [`pop`](Self::pop) takes the next one.
+    pub fn push_front(&mut self, entry: E) {
+        let node = entry.into_raw();
+        // SAFETY: the node is ours since into_raw.
+        unsafe { (*E::link(node)).0 = self.head };
+        self.head = Some(node);
+        self.tail = self.tail.or(Some(node));
+        self.len += 1;
+    }
+
+    /// Takes the first entry.
+    pub fn pop(&mut self) -> Option<E> {
+        let node = self.head?;
+        // SAFETY: queued nodes are ours, and this one leaves the queue here.
+        let entry = unsafe {
+            self.head = (*E::link(node)).0;
+            E::from_raw(node)
+        };
+        if self.head.is_none() {
+            self.tail = None;
+        }
+        self.len -= 1;
+        Some(entry)
+    }
+
+    /// Takes out, in order, every entry that `wanted` picks.
+    pub fn take_if(&mut self, mut wanted: impl FnMut(&E) -> bool) -> Fifo<E> {
+        let (mut taken, mut kept) = (Fifo::new(), Fifo::new());
+        while let Some(entry) = self.pop() {
+            let to = if wanted(&entry) {
+                &mut taken
+            } else {
+                &mut kept
+            };
+            to.push(entry);
+        }
+        *self = kept;
+        taken
+    }
+
+    /// Takes everything.
+    pub fn take(&mut self) -> Fifo<E> {
+        core::mem::take(self)
+    }
+}
+
+impl<E: Entry> Default for Fifo<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E: Entry> Drop for Fifo<E> {
+    fn drop(&mut self) {
+        while let Some(entry) = self.pop() {
+            drop(entry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::{boxed::Box, rc::Rc, vec::Vec};
+
+    struct Node {
+        value: u32,
+        next: Link<Node>,
+        _alive: Rc<()>,
+    }
+    struct Owned(Box<Node>);
+
+    // SAFETY: a Box is an owning, stable pointer; `next` is the queue's alone.
+    unsafe impl Entry for Owned {
+        type Node = Node;
+        fn into_raw(self) -> NonNull<Node> {
+            NonNull::new(Box::into_raw(self.0)).unwrap()
+        }
+        unsafe fn from_raw(node: NonNull<Node>) -> Self {
+            // SAFETY: the caller gives back what into_raw gave.
+            Owned(unsafe { Box::from_raw(node.as_ptr()) })
+        }
+        unsafe fn link(node: NonNull<Node>) -> *mut Link<Node> {
+            // SAFETY: the caller owns the node.
+            unsafe { &raw mut (*node.as_ptr()).next }
+        }
+    }
+
+    fn filled(alive: &Rc<()>, n: u32) -> Fifo<Owned> {
+        let mut fifo = Fifo::new();
+        for value in 0..n {
+            fifo.push(Owned(Box::new(Node {
+                value,
+                next: Link::new(),
+                _alive: alive.clone(),
+            })));
+        }
+        fifo
+    }
+
+    fn values(fifo: &mut Fifo<Owned>) -> Vec<u32> {
+        core::iter::from_fn(|| fifo.pop())
+            .map(|e| e.0.value)
+            .collect()
+    }
+
+    #[test]
+    fn entries_come_out_in_the_order_they_went_in() {
+        let alive = Rc::new(());
+        let mut fifo = filled(&alive, 5);
+        assert_eq!(fifo.len(), 5);
+        assert_eq!(values(&mut fifo), [0, 1, 2, 3, 4]);
+        assert!(fifo.is_empty());
+        assert_eq!(Rc::strong_count(&alive), 1);
+    }
+
+    #[test]
+    fn an_entry_put_back_is_the_next_one_out() {
+        let alive = Rc::new(());
+        let mut fifo = filled(&alive, 3);
+        let first = fifo.pop().unwrap();
+        fifo.push_front(first);
+        assert_eq!(values(&mut fifo), [0, 1, 2]);
+        let mut fifo = filled(&alive, 1);
+        let only = fifo.pop().unwrap();
+        fifo.push_front(only);
+        fifo.push(Owned(Box::new(Node {
+            value: 9,
+            next: Link::new(),
+            _alive: alive.clone(),
+        })));
+        assert_eq!(values(&mut fifo), [0, 9]);
+    }
+
+    #[test]
+    fn taking_some_leaves_the_others_in_order() {
+        let alive = Rc::new(());
+        let mut fifo = filled(&alive, 6);
+        let mut odd = fifo.take_if(|e| e.0.value % 2 == 1);
+        assert_eq!(values(&mut odd), [1, 3, 5]);
+        assert_eq!(values(&mut fifo), [0, 2, 4]);
+    }
+
+    #[test]
+    fn dropping_the_queue_frees_its_entries() {
+        let alive = Rc::new(());
+        drop(filled(&alive, 7));
+        assert_eq!(Rc::strong_count(&alive), 1);
+    }
+}

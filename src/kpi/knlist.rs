@@ -1,0 +1,135 @@
+//! knlist(9): kevent(2) filters on an object that a mutex guards.
+
+use super::{
+    alloc::KBox,
+    mutex::{Guard, Mutex},
+    shared::Shared,
+};
+use core::{
+    cell::UnsafeCell,
+    ffi::{c_int, c_long, c_void},
+};
+use sys_bindings as sys;
+
+/// What a filter reports.
+pub struct Readiness {
+    /// The event's `data`; the event is active when it is not zero.
+    pub data: i64,
+    /// `EV_EOF`: nothing will come any more; the event is active.
+    pub eof: bool,
+}
+
+/// An object that knotes can be attached to.
+pub trait Watched: Send + Sync + 'static {
+    /// What the lock guards.
+    type State: Send;
+    /// The lock, which is the knlist's too.
+    fn state(&self) -> &Mutex<Self::State>;
+    /// The list.
+    fn knotes(&self) -> &KnList;
+    /// EVFILT_READ, with the lock held.
+    fn readable(state: &Self::State) -> Readiness;
+}
+
+/// A `struct knlist` that uses its object's mutex.
+pub struct KnList(KBox<UnsafeCell<sys::knlist>>);
+
+// SAFETY: guarded by the mutex that it was made with.
+unsafe impl Sync for KnList {}
+// SAFETY: the memory does not move.
+unsafe impl Send for KnList {}
+
+impl KnList {
+    /// An empty list, locked by `mutex`, which must outlive it. May sleep.
+    pub fn new<T>(mutex: &Mutex<T>) -> Self {
+        // SAFETY: knlist_init_mtx(9) fills it in.
+        let list = KBox::new(UnsafeCell::new(unsafe {
+            core::mem::zeroed::<sys::knlist>()
+        }));
+        // SAFETY: the mutex has stable memory of its own.
+        unsafe { sys::knlist_init_mtx(list.get(), mutex.as_mtx()) };
+        KnList(list)
+    }
+
+    /// KNOTE_LOCKED(9): asks every filter again.
+    pub fn notify<T>(&self, guard: &Guard<'_, T>) {
+        // SAFETY: the list is initialised.
+        let lock = unsafe { (*self.0.get()).kl_lockarg };
+        assert!(
+            core::ptr::eq(lock, guard.as_mtx().cast()),
+            "lock of another list"
+        );
+        // SAFETY: the list's lock is held, as KNF_LISTLOCKED says.
+        unsafe { sys::knote(self.0.get(), 0, sys::KNF_LISTLOCKED as c_int) };
+    }
+}
+
+impl Drop for KnList {
+    fn drop(&mut self) {
+        // SAFETY: every knote holds a reference to the object, so none is left.
+        unsafe { sys::knlist_destroy(self.0.get()) };
+    }
+}
+
+/// A knote that a process asks a device to take.
+pub struct Knote<'a>(&'a mut sys::knote);
+
+impl Knote<'_> {
+    /// The knote of a d_kqfilter call.
+    ///
+    /// # Safety
+    /// `kn` is that call's argument.
+    pub(super) unsafe fn from_raw<'a>(kn: *mut sys::knote) -> Knote<'a> {
+        // SAFETY: the kernel's own, for the length of the call.
+        Knote(unsafe { &mut *kn })
+    }
+
+    /// Which EVFILT_ is asked for.
+    pub fn filter(&self) -> i32 {
+        i32::from(self.0.kn_kevent.filter)
+    }
+
+    /// Attaches to `object`; the knote holds the reference until it is dropped
+    /// by close(2), EV_DELETE or EV_ONESHOT, even when the device is long gone.
+    pub fn attach_read<W: Watched>(self, object: Shared<W>) {
+        let list = object.knotes().0.get();
+        self.0.kn_fop = const {
+            &sys::filterops {
+                f_isfd: 1,
+                f_attach: None,
+                f_detach: Some(detach::<W>),
+                f_event: Some(event::<W>),
+                f_touch: None,
+            }
+        };
+        self.0.kn_hook = object.into_raw();
+        // SAFETY: the list lives as long as the object; its lock is not held.
+        unsafe { sys::knlist_add(list, self.0, 0) };
+    }
+}
+
+unsafe extern "C" fn detach<W: Watched>(kn: *mut sys::knote) {
+    // SAFETY: called once for a knote that attach_read() took, without the
+    // list's lock; the hook is the reference it put there.
+    unsafe {
+        let object = Shared::<W>::from_raw((*kn).kn_hook);
+        sys::knlist_remove(object.knotes().0.get(), kn, 0);
+        (*kn).kn_hook = core::ptr::null_mut::<c_void>();
+    }
+}
+
+unsafe extern "C" fn event<W: Watched>(kn: *mut sys::knote, _hint: c_long) -> c_int {
+    // SAFETY: kqueue(9) calls with the list's lock held and the knote attached.
+    let readiness = unsafe {
+        let object = Shared::<W>::peek((*kn).kn_hook);
+        W::readable(object.state().data_locked())
+    };
+    // SAFETY: kn_data and kn_flags are the filter's to write here.
+    unsafe {
+        (*kn).kn_kevent.data = readiness.data;
+        if readiness.eof {
+            (*kn).kn_kevent.flags |= sys::EV_EOF as u16;
+        }
+    }
+    c_int::from(readiness.eof || readiness.data != 0)
+}

@@ -1,0 +1,20 @@
+//! The `kern.cam.qpass` sysctls of kmod/shim.c, which are also tunables.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+unsafe extern "C" {
+    static qpass_max_requests: AtomicU32;
+    static qpass_max_bytes: AtomicU64;
+}
+
+/// `kern.cam.qpass.max_requests`: requests one open may have outstanding.
+pub fn max_requests() -> u32 {
+    // SAFETY: an aligned u_int of the shim's that sysctl(9) writes whole.
+    unsafe { qpass_max_requests.load(Ordering::Relaxed) }
+}
+
+/// `kern.cam.qpass.max_bytes`: bytes of data one open may have outstanding.
+pub fn max_bytes() -> u64 {
+    // SAFETY: an aligned u_long of the shim's that sysctl(9) writes whole.
+    unsafe { qpass_max_bytes.load(Ordering::Relaxed) }
+}

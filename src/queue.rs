@@ -1,0 +1,201 @@
+//! One open of a device: its own limits, and its own completions.
+//!
+//! [`Open`] is the lease on the device: the file and every request hold it,
+//! and while one does, the periph cannot go. [`Queue`] is what the file leaves
+//! behind in a kqueue: knotes hold it even after the device has gone.
+
+use crate::{
+    buffer::Zones,
+    kpi::{
+        errno::{ENXIO, Result},
+        fifo::Fifo,
+        knlist::KnList,
+        mutex::Mutex,
+        periph::{Periph, PeriphRef},
+        selinfo::SelInfo,
+        shared::Shared,
+        tunable,
+        zone::ZoneBox,
+    },
+    limits::{Account, Limits},
+    module::Use,
+    notify,
+    request::Request,
+    unit::Unit,
+};
+
+/// What the queue's lock guards.
+pub struct State {
+    /// Completed, in order, and not reaped yet.
+    pub done: Fifo<ZoneBox<Request>>,
+    /// The file is closed, or the device has gone: nobody reaps any more.
+    pub closed: bool,
+}
+
+/// The completions of one open, and who waits for them.
+pub struct Queue {
+    // Before the lock: a knlist goes before the mutex that it uses.
+    pub(crate) knotes: KnList,
+    pub(crate) select: SelInfo,
+    pub(crate) state: Mutex<State>,
+    account: Account,
+    _use: Use,
+}
+
+impl Queue {
+    fn new(module_use: Use) -> Self {
+        let state = Mutex::new(
+            c"qpass queue",
+            State {
+                done: Fifo::new(),
+                closed: false,
+            },
+        );
+        Queue {
+            knotes: KnList::new(&state),
+            select: SelInfo::new(),
+            state,
+            account: Account::default(),
+            _use: module_use,
+        }
+    }
+
+    /// Takes a completed request, and tells who waits. Nobody waits after
+    /// close: the request is freed.
+    pub fn complete(&self, request: ZoneBox<Request>) {
+        let mut state = self.state.lock();
+        if state.closed {
+            drop(state);
+            drop(request);
+            return;
+        }
+        state.done.push(request);
+        notify::wake(self, state);
+    }
+
+    /// The oldest completion.
+    pub fn take(&self) -> Option<ZoneBox<Request>> {
+        self.state.lock().done.pop()
+    }
+
+    /// Puts a completion back that could not be handed over.
+    pub fn put_back(&self, request: ZoneBox<Request>) {
+        let mut state = self.state.lock();
+        state.done.push_front(request);
+        notify::wake(self, state);
+    }
+
+    /// Whether nobody reaps any more.
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        let done = state.done.take();
+        notify::wake(self, state);
+        drop(done);
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            requests: tunable::max_requests(),
+            bytes: tunable::max_bytes(),
+        }
+    }
+}
+
+/// A request's place in its open's limits, given back when it is dropped.
+pub struct Charge {
+    queue: Shared<Queue>,
+    bytes: u64,
+}
+
+impl Charge {
+    /// # Errors
+    /// `EAGAIN`.
+    pub fn new(queue: &Shared<Queue>) -> Result<Self> {
+        queue.account.add_request(Queue::limits())?;
+        Ok(Charge {
+            queue: queue.clone(),
+            bytes: 0,
+        })
+    }
+
+    /// # Errors
+    /// `EAGAIN`.
+    pub fn add_bytes(&mut self, bytes: u32) -> Result {
+        self.queue
+            .account
+            .add_bytes(u64::from(bytes), Queue::limits())?;
+        self.bytes += u64::from(bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.queue.account.release(self.bytes);
+    }
+}
+
+/// An open's lease on its device.
+pub struct Open {
+    periph: PeriphRef,
+    /// Its completions.
+    pub queue: Shared<Queue>,
+}
+
+impl Open {
+    /// Leases a device. Sleeps.
+    ///
+    /// # Errors
+    /// `ENXIO`: the device is gone.
+    pub fn new(periph: PeriphRef, module_use: Use) -> Result<Shared<Self>> {
+        let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
+        unit.opened(&mut periph.lock())?;
+        Ok(Shared::new(Open {
+            periph,
+            queue: Shared::new(Queue::new(module_use)),
+        }))
+    }
+
+    /// The device's periph.
+    pub fn periph(&self) -> &Periph {
+        &self.periph
+    }
+
+    /// The driver's data on it.
+    ///
+    /// # Errors
+    /// `ENXIO`.
+    pub fn unit(&self) -> Result<&Unit> {
+        self.periph.softc::<Unit>().ok_or(ENXIO)
+    }
+
+    /// The device's zones, made now if this is the first request. Sleeps.
+    ///
+    /// # Errors
+    /// `ENOMEM`, `ENXIO`.
+    pub fn zones(&self) -> Result<Shared<Zones>> {
+        self.unit()?.zones(&self.periph)
+    }
+
+    /// The last close, or the device has gone: what is queued is cancelled,
+    /// what is done is freed, and what is sent is freed when it completes.
+    pub fn close(this: &Shared<Self>) {
+        if let Ok(unit) = this.unit() {
+            drop(unit.cancel_queued(&mut this.periph.lock(), this));
+        }
+        this.queue.close();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(unit) = self.periph.softc::<Unit>() {
+            unit.closed(&mut self.periph.lock());
+        }
+    }
+}
