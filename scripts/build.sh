@@ -1,7 +1,8 @@
 #!/bin/sh
 # Builds the kernel module. usage: scripts/build.sh [14|15]
 #
-# The result is target/kmod/freebsd-RELEASE/qpass.ko, or, on FreeBSD, a link to
+# The result is target/kmod/freebsd-RELEASE/qpass.ko, and beside it guest-init,
+# the static program that tests it as the first process of a guest; or, on FreeBSD, a link to
 # what kmod/Makefile makes for the system's own sources.
 set -eu
 cd "$(dirname "$0")/.."
@@ -29,7 +30,7 @@ mkdir -p "$out"
 
 # Debian's toolchain: it has the sources of core, which rustup's does not.
 env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
-	scripts/rust-staticlib.sh "$out/rust" "$out/libqpass.a"
+	scripts/rust-staticlib.sh qpass "$out/rust" "$out/libqpass.a"
 
 clang-19 --target=x86_64-unknown-freebsd"$release" -std=gnu99 -O2 \
 	-D_KERNEL -DKLD_MODULE -D__FreeBSD_version="$osversion" \
@@ -38,4 +39,8 @@ clang-19 --target=x86_64-unknown-freebsd"$release" -std=gnu99 -O2 \
 	-nostdinc -isystem "$headers/opt" -isystem "$headers/arch" -isystem "$headers/generic" \
 	-c -o "$out/shim.o" kmod/shim.c
 scripts/link.sh "" -19 "$out/qpass.ko" "$out/shim.o" "$out/libqpass.a"
+env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
+	scripts/rust-staticlib.sh guest "$out/rust" "$out/libguest.a"
+ld.lld-19 -m elf_x86_64_fbsd -static --gc-sections -e _start \
+	-o "$out/guest-init" "$out/libguest.a"
 echo "build: ${out#"$root"/}/qpass.ko ($(wc -c <"$out/qpass.ko") bytes, FreeBSD $osversion)"

@@ -1,0 +1,731 @@
+//! The cases, each named after the promise that it tests.
+
+use crate::{
+    Case, Ctx, Outcome,
+    command::{BLOCK, Command, Ended},
+    expect,
+    sys::{Access, Errno, Fd},
+};
+use sys_bindings as sys;
+
+const RDWR: i32 = sys::O_RDWR as i32;
+const POLLIN: i16 = sys::POLLIN as i16;
+/// Time for anything that must happen, in milliseconds.
+const SOON: u32 = 20_000;
+/// Time in which something that must not happen would have, in milliseconds.
+const A_WHILE: u32 = 50;
+
+const GOOD: Ended = Ended {
+    status: sys::CAM_REQ_CMP,
+    scsi_status: 0,
+    resid: 0,
+    sense: (0, 0, 0),
+};
+
+macro_rules! errno {
+    ($name:ident) => {
+        Err(sys::$name as Errno)
+    };
+}
+
+macro_rules! cases {
+    ($($name:ident $(($departs:ident))?;)*) => {
+        /// Every case, in the order in which they run.
+        pub const ALL: &[Case] = &[$(Case {
+            name: stringify!($name),
+            run: $name,
+            departs: cases!(@ $($departs)?),
+        }),*];
+    };
+    (@) => { false };
+    (@ departs) => { true };
+}
+
+cases! {
+    open_wants_reading_and_writing;
+    open_refuses_nonblocking;
+    sync_inquiry_names_the_device;
+    sync_test_unit_ready;
+    sync_path_inquiry;
+    sync_errors_come_with_sense;
+    sync_bad_data_pointer_is_eacces;
+    sync_too_long_is_e2big;
+    get_with_nothing_done_is_enoent;
+    queued_completion_wakes_kevent;
+    queued_immediate_wakes_kevent;
+    queued_immediate_wakes_poll;
+    poll_is_quiet_when_nothing_is_done;
+    what_is_written_is_read_back;
+    completions_of_a_deep_queue_all_come;
+    a_queued_error_comes_with_sense;
+    a_short_read_leaves_no_stale_byte;
+    the_ccb_comes_back_with_its_own_pointers;
+    no_kernel_pointer_comes_back;
+    a_cdb_by_pointer_is_read;
+    a_cdb_too_long_is_einval;
+    a_null_ccb_is_efault;
+    a_wild_ccb_is_efault;
+    a_wild_write_buffer_is_efault;
+    a_wild_cdb_is_efault;
+    a_failed_copyout_loses_no_completion;
+    too_long_is_einval;
+    an_xpt_only_opcode_is_enodev;
+    an_unknown_opcode_is_einval;
+    unlocked_is_einval;
+    physical_addresses_are_refused;
+    a_bio_is_einval;
+    an_unknown_ioctl_is_enotty;
+    an_unknown_filter_is_einval;
+    opens_do_not_see_each_others_completions;
+    close_with_requests_leaves_nothing_behind;
+    a_departed_device_ends_its_opens (departs);
+    requests_outlive_a_departure (departs);
+}
+
+fn open(ctx: &mut Ctx<'_>) -> Result<Fd, crate::Failure> {
+    let opened = ctx.sys.open(ctx.device, RDWR);
+    expect!("open", opened.map(|_| ()), Ok(()));
+    Ok(opened.unwrap_or(-1))
+}
+
+fn event(ident: Fd, filter: i32, flags: u32) -> sys::kevent {
+    // SAFETY: plain data.
+    let mut event: sys::kevent = unsafe { core::mem::zeroed() };
+    event.ident = ident as u64;
+    event.filter = filter as i16;
+    event.flags = flags as u16;
+    event
+}
+
+/// Waits for completions: the event's `data`, and whether EV_EOF is set.
+fn wait(ctx: &mut Ctx<'_>, kq: Fd, ms: u32) -> Result<Option<(i64, bool)>, Errno> {
+    let mut events = [event(0, 0, 0)];
+    let n = ctx.sys.kevent(kq, &[], &mut events, ms)?;
+    Ok((n == 1).then(|| {
+        (
+            events[0].data,
+            u32::from(events[0].flags) & sys::EV_EOF != 0,
+        )
+    }))
+}
+
+fn watch(ctx: &mut Ctx<'_>, fd: Fd) -> Result<Fd, crate::Failure> {
+    let kq = ctx.sys.kqueue().unwrap_or(-1);
+    let change = event(fd, sys::EVFILT_READ, sys::EV_ADD);
+    expect!("EV_ADD", ctx.sys.kevent(kq, &[change], &mut [], 0), Ok(0));
+    Ok(kq)
+}
+
+/// CAMIOQUEUE, wait, CAMIOGET.
+fn queue_and_reap(ctx: &mut Ctx<'_>, fd: Fd, command: &Command) -> Result<Ended, crate::Failure> {
+    expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    let revents = ctx.sys.poll(fd, POLLIN, SOON as i32);
+    expect!("poll", revents, Ok(POLLIN));
+    expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+    Ok(command.ended())
+}
+
+fn open_wants_reading_and_writing(ctx: &mut Ctx<'_>) -> Outcome {
+    for flags in [sys::O_RDONLY, sys::O_WRONLY] {
+        let opened = ctx.sys.open(ctx.device, flags as i32);
+        ctx.see(format_args!("{opened:?}"));
+        expect!("open", opened, errno!(EPERM));
+    }
+    Ok(())
+}
+
+fn open_refuses_nonblocking(ctx: &mut Ctx<'_>) -> Outcome {
+    let opened = ctx.sys.open(ctx.device, RDWR | sys::O_NONBLOCK as i32);
+    ctx.see(format_args!("{opened:?}"));
+    expect!("open", opened, errno!(EINVAL));
+    Ok(())
+}
+
+fn sync_inquiry_names_the_device(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 256);
+    command.inquiry(36);
+    expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+    expect!("ended", command.ended(), GOOD);
+    let data = command.data.bytes();
+    expect!("device type", data[0] & 0x1f, 0);
+    let vendor = core::str::from_utf8(&data[8..16]).unwrap_or("?");
+    ctx.see(format_args!("{:?} vendor {vendor:?}", command.ended()));
+    expect!("vendor", vendor.trim().is_empty(), false);
+    expect!("beyond", data[36..].iter().all(|b| *b == 0), true);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn sync_test_unit_ready(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.test_unit_ready();
+    expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+    ctx.see(format_args!("{:?}", command.ended()));
+    expect!("ended", command.ended(), GOOD);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn sync_path_inquiry(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.immediate(sys::XPT_PATH_INQ);
+    expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+    let status = command.hdr().status & sys::CAM_STATUS_MASK;
+    expect!("status", status, sys::CAM_REQ_CMP);
+    // SAFETY: plain data.
+    let version = unsafe { command.ccb.ccb().cpi.version_num };
+    ctx.see(format_args!("status {status} version {version}"));
+    expect!("version", version, 1);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// READ(10) far beyond the end: ILLEGAL REQUEST, LBA OUT OF RANGE.
+fn beyond_the_end(command: &mut Command) {
+    command.rw10(false, 0xffff_fff0, 1);
+}
+
+const OUT_OF_RANGE: (u32, u8, (u8, u8, u8)) = (sys::CAM_SCSI_STATUS_ERROR, 2, (5, 0x21, 0));
+
+fn sync_errors_come_with_sense(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    beyond_the_end(&mut command);
+    expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+    let Ended {
+        status,
+        scsi_status,
+        sense,
+        ..
+    } = command.ended();
+    ctx.see(format_args!("{status:#x} {scsi_status} {sense:x?}"));
+    expect!("ended", (status, scsi_status, sense), OUT_OF_RANGE);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn sync_bad_data_pointer_is_eacces(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    command.rw10(true, 0, 1);
+    command.csio().data_ptr = 0x10 as *mut u8;
+    let sent = command.send(ctx.sys, fd);
+    ctx.see(format_args!("{sent:?}"));
+    expect!("CAMIOCOMMAND", sent, errno!(EACCES));
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn sync_too_long_is_e2big(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    command.rw10(false, 0, 1);
+    command.csio().dxfer_len = 1 << 30;
+    let sent = command.send(ctx.sys, fd);
+    ctx.see(format_args!("{sent:?}"));
+    expect!("CAMIOCOMMAND", sent, errno!(E2BIG));
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn get_with_nothing_done_is_enoent(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let command = Command::new(ctx.sys, 0);
+    let got = command.get(ctx.sys, fd);
+    ctx.see(format_args!("{got:?}"));
+    expect!("CAMIOGET", got, errno!(ENOENT));
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn queued_completion_wakes_kevent(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let kq = watch(ctx, fd)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.test_unit_ready();
+    expect!("quiet before", wait(ctx, kq, A_WHILE), Ok(None));
+    expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    let woken = wait(ctx, kq, SOON);
+    ctx.see(format_args!("{woken:?}"));
+    expect!("kevent", woken.map(|w| w.is_some()), Ok(true));
+    expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+    expect!("ended", command.ended(), GOOD);
+    expect!("quiet after", wait(ctx, kq, A_WHILE), Ok(None));
+    command.free(ctx.sys);
+    ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn queued_immediate_wakes_kevent(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let kq = watch(ctx, fd)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.immediate(sys::XPT_PATH_INQ);
+    expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    let woken = wait(ctx, kq, SOON);
+    ctx.see(format_args!("{woken:?}"));
+    expect!("kevent", woken, Ok(Some((1, false))));
+    expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+    let status = command.hdr().status & sys::CAM_STATUS_MASK;
+    expect!("status", status, sys::CAM_REQ_CMP);
+    command.free(ctx.sys);
+    ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn queued_immediate_wakes_poll(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.immediate(sys::XPT_GDEV_TYPE);
+    expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    let revents = ctx.sys.poll(fd, POLLIN, SOON as i32);
+    ctx.see(format_args!("{revents:?}"));
+    expect!("poll", revents, Ok(POLLIN));
+    expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn poll_is_quiet_when_nothing_is_done(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let revents = ctx.sys.poll(fd, POLLIN, A_WHILE as i32);
+    ctx.see(format_args!("{revents:?}"));
+    expect!("poll", revents, Ok(0));
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn what_is_written_is_read_back(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    for blocks in [1u16, 9, 128] {
+        let len = usize::from(blocks) * BLOCK;
+        let mut write = Command::new(ctx.sys, len);
+        write.rw10(true, 100, blocks);
+        for (i, byte) in write.data.bytes_mut()[..len].iter_mut().enumerate() {
+            *byte = (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ blocks as u8;
+        }
+        expect!("write", queue_and_reap(ctx, fd, &write)?, GOOD);
+        let mut read = Command::new(ctx.sys, len);
+        read.rw10(false, 100, blocks);
+        expect!("read", queue_and_reap(ctx, fd, &read)?, GOOD);
+        let same = read.data.bytes()[..len] == write.data.bytes()[..len];
+        ctx.see(format_args!("{len} bytes same {same}"));
+        expect!("data", same, true);
+        write.free(ctx.sys);
+        read.free(ctx.sys);
+    }
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn completions_of_a_deep_queue_all_come(ctx: &mut Ctx<'_>) -> Outcome {
+    const DEPTH: usize = 64;
+    let fd = open(ctx)?;
+    let kq = watch(ctx, fd)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    command.rw10(false, 0, 1);
+    for tag in 0..DEPTH {
+        command.set_private(0, tag as u64);
+        expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    }
+    let mut seen = [false; DEPTH];
+    let mut reaped = 0;
+    while reaped < DEPTH {
+        let woken = wait(ctx, kq, SOON).map(|w| w.is_some());
+        expect!("kevent", woken, Ok(true));
+        while command.get(ctx.sys, fd) == Ok(()) {
+            expect!("ended", command.ended(), GOOD);
+            let tag = command.private(0) as usize;
+            expect!("tag known", tag < DEPTH && !seen[tag], true);
+            seen[tag] = true;
+            reaped += 1;
+        }
+    }
+    ctx.see(format_args!("{reaped} of {DEPTH}"));
+    expect!("quiet after", wait(ctx, kq, A_WHILE), Ok(None));
+    command.free(ctx.sys);
+    ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_queued_error_comes_with_sense(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    beyond_the_end(&mut command);
+    // Without this flag the failure freezes the device's queue.
+    command.hdr().flags &= !sys::CAM_DEV_QFRZDIS;
+    let Ended {
+        status,
+        scsi_status,
+        sense,
+        ..
+    } = queue_and_reap(ctx, fd, &command)?;
+    ctx.see(format_args!("{status:#x} {scsi_status} {sense:x?}"));
+    expect!("ended", (status, scsi_status, sense), OUT_OF_RANGE);
+    command.test_unit_ready();
+    expect!("not frozen", queue_and_reap(ctx, fd, &command)?, GOOD);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_short_read_leaves_no_stale_byte(ctx: &mut Ctx<'_>) -> Outcome {
+    const LEN: usize = 65536;
+    let fd = open(ctx)?;
+    let mut write = Command::new(ctx.sys, LEN);
+    write.rw10(true, 0, (LEN / BLOCK) as u16);
+    write.data.bytes_mut().fill(0xee);
+    expect!("write", queue_and_reap(ctx, fd, &write)?, GOOD);
+    // 36 bytes are asked of the device, 64 KiB of the kernel.
+    let mut inquiry = Command::new(ctx.sys, LEN);
+    inquiry.inquiry(36);
+    inquiry.csio().dxfer_len = LEN as u32;
+    inquiry.data.bytes_mut().fill(0x55);
+    let Ended { status, resid, .. } = queue_and_reap(ctx, fd, &inquiry)?;
+    let stale = inquiry.data.bytes()[36..]
+        .iter()
+        .filter(|b| **b == 0xee)
+        .count();
+    ctx.see(format_args!("status {status:#x} resid {resid} stale {stale}"));
+    expect!("stale bytes", stale, 0);
+    write.free(ctx.sys);
+    inquiry.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn the_ccb_comes_back_with_its_own_pointers(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    command.rw10(false, 0, 1);
+    command.set_private(0, 0x1122_3344);
+    command.set_private(1, 0x5566_7788);
+    command.hdr().periph_links.sle.sle_next = 0x99 as *mut _;
+    let data = command.data.address();
+    expect!("ended", queue_and_reap(ctx, fd, &command)?, GOOD);
+    // SAFETY: plain data.
+    let found = unsafe {
+        (
+            command.private(0),
+            command.private(1),
+            command.hdr().periph_links.sle.sle_next as usize,
+            command.csio().data_ptr as usize == data,
+        )
+    };
+    ctx.see(format_args!("{found:x?}"));
+    expect!("fields", found, (0x1122_3344, 0x5566_7788, 0x99, true));
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// No word of a CCB that came back is an address of the kernel's half.
+fn no_kernel_pointer_comes_back(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    for queued in [true, false] {
+        command.rw10(false, 0, 1);
+        if queued {
+            expect!("ended", queue_and_reap(ctx, fd, &command)?, GOOD);
+        } else {
+            expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+        }
+        let kernel = command.ccb.bytes()[..size_of::<sys::ccb>()]
+            .chunks_exact(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().unwrap_or([0; 8])))
+            .filter(|word| *word >= 0xffff_8000_0000_0000 && *word != u64::MAX)
+            .count();
+        ctx.see(format_args!("queued {queued}: {kernel}"));
+        expect!("kernel addresses", kernel, 0);
+    }
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_cdb_by_pointer_is_read(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 8192);
+    command.data.bytes_mut()[4096..4102].copy_from_slice(&[0x12, 0, 0, 0, 36, 0]);
+    for queued in [true, false] {
+        command.inquiry(36);
+        let cdb = command.data.address() + 4096;
+        command.hdr().flags |= sys::CAM_CDB_POINTER;
+        command.csio().cdb_io.cdb_ptr = cdb as *mut u8;
+        if queued {
+            expect!("ended", queue_and_reap(ctx, fd, &command)?, GOOD);
+        } else {
+            expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+            expect!("ended", command.ended(), GOOD);
+        }
+        expect!("type", command.data.bytes()[0] & 0x1f, 0);
+        let spc = command.data.bytes()[2];
+        ctx.see(format_args!("queued {queued}: version {spc}"));
+        expect!("version", spc != 0, true);
+    }
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn refused(
+    ctx: &mut Ctx<'_>,
+    wanted: Result<(), Errno>,
+    spoil: impl FnOnce(&mut Command),
+) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    command.rw10(true, 0, 1);
+    spoil(&mut command);
+    let queued = command.queue(ctx.sys, fd);
+    ctx.see(format_args!("{queued:?}"));
+    expect!("CAMIOQUEUE", queued, wanted);
+    // Nothing was queued: nothing completes.
+    expect!("poll", ctx.sys.poll(fd, POLLIN, 0), Ok(0));
+    expect!("CAMIOGET", command.get(ctx.sys, fd), errno!(ENOENT));
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_cdb_too_long_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    refused(ctx, errno!(EINVAL), |command| {
+        let cdb = command.data.address();
+        command.hdr().flags |= sys::CAM_CDB_POINTER;
+        command.csio().cdb_io.cdb_ptr = cdb as *mut u8;
+        command.csio().cdb_len = sys::IOCDBLEN as u8 + 1;
+    })
+}
+
+fn a_null_ccb_is_efault(ctx: &mut Ctx<'_>) -> Outcome {
+    wild_ccb(ctx, 0)
+}
+
+fn a_wild_ccb_is_efault(ctx: &mut Ctx<'_>) -> Outcome {
+    wild_ccb(ctx, 0x7fff_0000_1000)?;
+    wild_ccb(ctx, 0xffff_ffff_8020_0000)?;
+    wild_ccb(ctx, usize::MAX - 8)
+}
+
+fn wild_ccb(ctx: &mut Ctx<'_>, address: usize) -> Outcome {
+    let fd = open(ctx)?;
+    let queued = ctx.sys.ioctl(fd, sys::QPC_CAMIOQUEUE, address);
+    ctx.see(format_args!("{address:#x} {queued:?}"));
+    expect!("CAMIOQUEUE", queued, errno!(EFAULT));
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_wild_write_buffer_is_efault(ctx: &mut Ctx<'_>) -> Outcome {
+    for address in [0usize, 0x10, 0xffff_ffff_8020_0000] {
+        refused(ctx, errno!(EFAULT), |command| {
+            command.csio().data_ptr = address as *mut u8;
+        })?;
+    }
+    Ok(())
+}
+
+fn a_wild_cdb_is_efault(ctx: &mut Ctx<'_>) -> Outcome {
+    refused(ctx, errno!(EFAULT), |command| {
+        command.hdr().flags |= sys::CAM_CDB_POINTER;
+        command.csio().cdb_io.cdb_ptr = 0x10 as *mut u8;
+    })
+}
+
+fn a_failed_copyout_loses_no_completion(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let kq = watch(ctx, fd)?;
+    let mut command = Command::new(ctx.sys, BLOCK);
+    command.inquiry(36);
+    let (data, len) = (command.data.address() as *mut u8, command.data.len());
+    ctx.sys.protect(data, len, Access::None);
+    expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    expect!("kevent", wait(ctx, kq, SOON), Ok(Some((1, false))));
+    let data_bad = command.get(ctx.sys, fd);
+    expect!("data unmapped", data_bad, errno!(EFAULT));
+    ctx.sys.protect(data, len, Access::Read);
+    expect!("data read-only", command.get(ctx.sys, fd), errno!(EFAULT));
+    ctx.sys.protect(data, len, Access::Write);
+    let ccb_bad = ctx.sys.ioctl(fd, sys::QPC_CAMIOGET, 0x10);
+    expect!("CCB wild", ccb_bad, errno!(EFAULT));
+    expect!("still there", wait(ctx, kq, SOON), Ok(Some((1, false))));
+    expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+    expect!("ended", command.ended(), GOOD);
+    ctx.see(format_args!("{data_bad:?} {ccb_bad:?} then {:?}", command.ended()));
+    expect!("once", command.get(ctx.sys, fd), errno!(ENOENT));
+    command.free(ctx.sys);
+    ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn too_long_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    for len in [1u32 << 30, u32::MAX] {
+        refused(ctx, errno!(EINVAL), |command| {
+            command.csio().dxfer_len = len;
+        })?;
+    }
+    Ok(())
+}
+
+fn an_xpt_only_opcode_is_enodev(ctx: &mut Ctx<'_>) -> Outcome {
+    refused(ctx, errno!(ENODEV), |command| {
+        command.immediate(sys::XPT_SCAN_BUS);
+    })
+}
+
+fn an_unknown_opcode_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    refused(ctx, errno!(EINVAL), |command| command.immediate(0x9ee))
+}
+
+fn unlocked_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    refused(ctx, errno!(EINVAL), |command| {
+        command.hdr().flags |= sys::CAM_UNLOCKED;
+    })
+}
+
+fn physical_addresses_are_refused(ctx: &mut Ctx<'_>) -> Outcome {
+    refused(ctx, errno!(EINVAL), |command| {
+        command.hdr().flags |= sys::CAM_DATA_PADDR;
+    })?;
+    refused(ctx, errno!(EINVAL), |command| {
+        command.hdr().flags |= sys::CAM_CDB_PHYS;
+    })
+}
+
+fn a_bio_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    refused(ctx, errno!(EINVAL), |command| {
+        command.hdr().flags |= sys::CAM_DATA_BIO;
+    })
+}
+
+fn an_unknown_ioctl_is_enotty(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    // _IO('Z', 99).
+    let called = ctx.sys.ioctl(fd, 0x2000_5a63, 0);
+    ctx.see(format_args!("{called:?}"));
+    expect!("ioctl", called, errno!(ENOTTY));
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn an_unknown_filter_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let kq = ctx.sys.kqueue().unwrap_or(-1);
+    let change = event(fd, sys::EVFILT_EMPTY, sys::EV_ADD);
+    let added = ctx.sys.kevent(kq, &[change], &mut [], 0);
+    ctx.see(format_args!("{added:?}"));
+    expect!("EV_ADD", added, errno!(EINVAL));
+    ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn opens_do_not_see_each_others_completions(ctx: &mut Ctx<'_>) -> Outcome {
+    let mine = open(ctx)?;
+    let other = open(ctx)?;
+    let kq = watch(ctx, other)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.test_unit_ready();
+    expect!("CAMIOQUEUE", command.queue(ctx.sys, mine), Ok(()));
+    expect!("mine", ctx.sys.poll(mine, POLLIN, SOON as i32), Ok(POLLIN));
+    expect!("other's kevent", wait(ctx, kq, A_WHILE), Ok(None));
+    expect!("other's poll", ctx.sys.poll(other, POLLIN, 0), Ok(0));
+    let got = command.get(ctx.sys, other);
+    ctx.see(format_args!("other {got:?}"));
+    expect!("other's CAMIOGET", got, errno!(ENOENT));
+    expect!("my CAMIOGET", command.get(ctx.sys, mine), Ok(()));
+    command.free(ctx.sys);
+    ctx.sys.close(kq);
+    ctx.sys.close(other);
+    ctx.sys.close(mine);
+    Ok(())
+}
+
+fn close_with_requests_leaves_nothing_behind(ctx: &mut Ctx<'_>) -> Outcome {
+    let mut command = Command::new(ctx.sys, 4096);
+    for _ in 0..4 {
+        let fd = open(ctx)?;
+        command.rw10(false, 0, 8);
+        for _ in 0..32 {
+            expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+        }
+        ctx.sys.close(fd);
+        let fd = open(ctx)?;
+        let got = command.get(ctx.sys, fd);
+        expect!("CAMIOGET after reopen", got, errno!(ENOENT));
+        command.test_unit_ready();
+        expect!("works", queue_and_reap(ctx, fd, &command)?, GOOD);
+        ctx.sys.close(fd);
+    }
+    ctx.see(format_args!("4 times 32"));
+    command.free(ctx.sys);
+    Ok(())
+}
+
+fn a_departed_device_ends_its_opens(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let kq = watch(ctx, fd)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.test_unit_ready();
+    ctx.sys.depart();
+    let woken = wait(ctx, kq, SOON);
+    expect!("kevent", woken, Ok(Some((0, true))));
+    for called in [
+        command.queue(ctx.sys, fd),
+        command.get(ctx.sys, fd),
+        command.send(ctx.sys, fd),
+    ] {
+        expect!("ioctl", called, errno!(ENXIO));
+    }
+    let revents = ctx.sys.poll(fd, POLLIN, SOON as i32).unwrap_or(0);
+    expect!("POLLHUP", revents & sys::POLLHUP as i16 != 0, true);
+    // A knote that is touched again must not reach into freed memory.
+    let change = event(fd, sys::EVFILT_READ, sys::EV_ADD);
+    let again = ctx.sys.kevent(kq, &[change], &mut [], 0);
+    expect!("EV_ADD again", again, Ok(0));
+    expect!("EV_EOF again", wait(ctx, kq, SOON), Ok(Some((0, true))));
+    ctx.see(format_args!("{woken:?} revents {revents:#x}"));
+    expect!("gone", ctx.sys.open(ctx.device, RDWR).is_err(), true);
+    command.free(ctx.sys);
+    ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    ctx.sys.arrive();
+    let fd = open(ctx)?;
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn requests_outlive_a_departure(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 4096);
+    command.rw10(false, 0, 8);
+    for _ in 0..48 {
+        expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    }
+    ctx.sys.depart();
+    ctx.sys.arrive();
+    expect!("old open", command.get(ctx.sys, fd), errno!(ENXIO));
+    let new = open(ctx)?;
+    command.test_unit_ready();
+    expect!("new open", queue_and_reap(ctx, new, &command)?, GOOD);
+    ctx.see(format_args!("48 requests, then a new device"));
+    command.free(ctx.sys);
+    ctx.sys.close(new);
+    ctx.sys.close(fd);
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! The [`Sys`] of a real FreeBSD kernel: its system calls.
+
+use conform::sys::{Access, Errno, Fd, Sys};
+use core::arch::asm;
+use sys_bindings as sys;
+
+/// A system call; an error is told by the carry flag.
+///
+/// # Safety
+/// The arguments are those of the call.
+unsafe fn syscall(number: u32, args: [usize; 6]) -> Result<usize, Errno> {
+    let result: usize;
+    let failed: u8;
+    // SAFETY: the caller's promise; the kernel keeps all registers but these.
+    unsafe {
+        asm!(
+            "syscall",
+            "setc {failed}",
+            failed = out(reg_byte) failed,
+            inlateout("rax") number as usize => result,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            inlateout("rdx") args[2] => _,
+            inlateout("r10") args[3] => _,
+            inlateout("r8") args[4] => _,
+            inlateout("r9") args[5] => _,
+            out("rcx") _,
+            out("r11") _,
+        );
+    }
+    if failed == 0 {
+        Ok(result)
+    } else {
+        Err(result as Errno)
+    }
+}
+
+/// A NUL-ended copy of a short string.
+struct CPath([u8; 128]);
+
+impl CPath {
+    fn new(path: &str) -> Self {
+        let mut bytes = [0; 128];
+        bytes[..path.len()].copy_from_slice(path.as_bytes());
+        CPath(bytes)
+    }
+    fn address(&self) -> usize {
+        self.0.as_ptr() as usize
+    }
+}
+
+/// This kernel.
+pub struct FreeBsd;
+
+impl FreeBsd {
+    /// kldload(2): the file's id.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn kldload(&mut self, path: &str) -> Result<usize, Errno> {
+        let path = CPath::new(path);
+        // SAFETY: the path lives for the call.
+        unsafe { syscall(sys::SYS_kldload, [path.address(), 0, 0, 0, 0, 0]) }
+    }
+
+    /// kldunload(2).
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn kldunload(&mut self, id: usize) -> Result<(), Errno> {
+        // SAFETY: a number.
+        unsafe { syscall(sys::SYS_kldunload, [id, 0, 0, 0, 0, 0]) }.map(|_| ())
+    }
+
+    /// nanosleep(2).
+    pub fn sleep_ms(&mut self, ms: u64) {
+        let time = [ms / 1000, ms % 1000 * 1_000_000];
+        // SAFETY: a timespec is two 64-bit words here.
+        let _ = unsafe {
+            syscall(
+                sys::SYS_nanosleep,
+                [time.as_ptr() as usize, 0, 0, 0, 0, 0],
+            )
+        };
+    }
+
+    /// reboot(2), powering off.
+    pub fn power_off(&mut self) -> ! {
+        let how = (sys::RB_POWEROFF | sys::RB_NOSYNC) as usize;
+        // SAFETY: does not return when it works; init may not return either.
+        let _ = unsafe { syscall(sys::SYS_reboot, [how, 0, 0, 0, 0, 0]) };
+        loop {
+            self.sleep_ms(1000);
+        }
+    }
+
+    /// Makes the console this process's output.
+    pub fn open_console(&mut self) {
+        for _ in 0..3 {
+            let _ = self.open("/dev/console", sys::O_RDWR as i32);
+        }
+    }
+}
+
+impl Sys for FreeBsd {
+    fn open(&mut self, path: &str, flags: i32) -> Result<Fd, Errno> {
+        let path = CPath::new(path);
+        // SAFETY: the path lives for the call.
+        unsafe { syscall(sys::SYS_open, [path.address(), flags as usize, 0, 0, 0, 0]) }
+            .map(|fd| fd as Fd)
+    }
+
+    fn close(&mut self, fd: Fd) {
+        // SAFETY: a number.
+        let _ = unsafe { syscall(sys::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
+    }
+
+    fn ioctl(&mut self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {
+        // SAFETY: the cases give addresses of memory that they own, or wild
+        // ones, which the kernel refuses.
+        unsafe { syscall(sys::SYS_ioctl, [fd as usize, request as usize, arg, 0, 0, 0]) }
+            .map(|_| ())
+    }
+
+    fn kqueue(&mut self) -> Result<Fd, Errno> {
+        // SAFETY: no arguments.
+        unsafe { syscall(sys::SYS_kqueue, [0; 6]) }.map(|fd| fd as Fd)
+    }
+
+    fn kevent(
+        &mut self,
+        kq: Fd,
+        changes: &[sys::kevent],
+        events: &mut [sys::kevent],
+        timeout_ms: u32,
+    ) -> Result<usize, Errno> {
+        let ms = u64::from(timeout_ms);
+        let time = [ms / 1000, ms % 1000 * 1_000_000];
+        // SAFETY: both slices and the timespec live for the call.
+        unsafe {
+            syscall(
+                sys::SYS_kevent,
+                [
+                    kq as usize,
+                    changes.as_ptr() as usize,
+                    changes.len(),
+                    events.as_mut_ptr() as usize,
+                    events.len(),
+                    time.as_ptr() as usize,
+                ],
+            )
+        }
+    }
+
+    fn poll(&mut self, fd: Fd, events: i16, timeout_ms: i32) -> Result<i16, Errno> {
+        // SAFETY: plain data.
+        let mut pollfd: sys::pollfd = unsafe { core::mem::zeroed() };
+        pollfd.fd = fd;
+        pollfd.events = events;
+        // SAFETY: one pollfd, which lives for the call.
+        unsafe {
+            syscall(
+                sys::SYS_poll,
+                [&raw mut pollfd as usize, 1, timeout_ms as usize, 0, 0, 0],
+            )
+        }?;
+        Ok(pollfd.revents)
+    }
+
+    fn map(&mut self, len: usize) -> *mut u8 {
+        let (prot, flags) = (
+            (sys::PROT_READ | sys::PROT_WRITE) as usize,
+            (sys::MAP_ANON | sys::MAP_PRIVATE) as usize,
+        );
+        // SAFETY: fresh memory.
+        let at = unsafe { syscall(sys::SYS_mmap, [0, len, prot, flags, usize::MAX, 0]) };
+        at.expect("mmap") as *mut u8
+    }
+
+    unsafe fn unmap(&mut self, at: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        let _ = unsafe { syscall(sys::SYS_munmap, [at as usize, len, 0, 0, 0, 0]) };
+    }
+
+    fn protect(&mut self, at: *mut u8, len: usize, access: Access) {
+        let prot = match access {
+            Access::None => 0,
+            Access::Read => sys::PROT_READ as usize,
+            Access::Write => (sys::PROT_READ | sys::PROT_WRITE) as usize,
+        };
+        // SAFETY: memory from map().
+        unsafe { syscall(sys::SYS_mprotect, [at as usize, len, prot, 0, 0, 0]) }.expect("mprotect");
+    }
+
+    fn print(&mut self, line: &str) {
+        // SAFETY: both strings live for the calls.
+        unsafe {
+            let _ = syscall(
+                sys::SYS_write,
+                [1, line.as_ptr() as usize, line.len(), 0, 0, 0],
+            );
+            let _ = syscall(sys::SYS_write, [1, c"\n".as_ptr() as usize, 1, 0, 0, 0]);
+        }
+    }
+
+    fn can_depart(&self) -> bool {
+        false
+    }
+
+    fn depart(&mut self) {
+        unreachable!("no monitor to pull the device with")
+    }
+
+    fn arrive(&mut self) {
+        unreachable!("no monitor to put a device in with")
+    }
+}

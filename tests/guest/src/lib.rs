@@ -1,0 +1,121 @@
+//! The first process of a FreeBSD guest: loads qpass.ko, runs the conformance
+//! suite on `/dev/qpass0`, unloads, says how it went, and powers off.
+//!
+//! It is `/sbin/init` on a small read-only root, with no libc: `scripts/vm`
+//! builds it, boots a kernel that the user names, and reads its last line.
+#![no_std]
+
+mod freebsd;
+
+use conform::{Line, Score, sys::Sys};
+use core::fmt::Write;
+use freebsd::FreeBsd;
+
+macro_rules! say {
+    ($sys:expr, $($arg:tt)*) => {{
+        let mut line = Line::new();
+        let _ = write!(line, $($arg)*);
+        $sys.print(line.as_str());
+    }};
+}
+
+/// How often the module is loaded, used and unloaded.
+const ROUNDS: u32 = 3;
+
+fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
+    let mut total = Score::default();
+    for round in 1..=ROUNDS {
+        let id = sys.kldload("/qpass.ko").map_err(|errno| {
+            say!(sys, "guest: kldload: errno {errno}");
+            "kldload failed"
+        })?;
+        say!(sys, "guest: round {round}: qpass.ko loaded, file id {id}");
+        wait_for(sys, "/dev/qpass0")?;
+        let score = conform::run(sys, "/dev/qpass0");
+        total.passed += score.passed;
+        total.failed += score.failed;
+        total.skipped += score.skipped;
+
+        let busy = sys
+            .open("/dev/qpass0", sys_bindings::O_RDWR as i32)
+            .map_err(|_| "open failed")?;
+        let refused = sys.kldunload(id);
+        say!(sys, "guest: kldunload with the device open: {refused:?}");
+        if refused != Err(sys_bindings::EBUSY as i32) {
+            return Err("unload with the device open was not refused with EBUSY");
+        }
+        sys.close(busy);
+        unload(sys, id)?;
+        if sys.open("/dev/qpass0", sys_bindings::O_RDWR as i32).is_ok() {
+            return Err("/dev/qpass0 is still there after unload");
+        }
+        say!(sys, "guest: round {round}: unloaded");
+    }
+    Ok(total)
+}
+
+/// Devices are probed after init starts.
+fn wait_for(sys: &mut FreeBsd, path: &str) -> Result<(), &'static str> {
+    for _ in 0..300 {
+        if let Ok(fd) = sys.open(path, sys_bindings::O_RDWR as i32) {
+            sys.close(fd);
+            return Ok(());
+        }
+        sys.sleep_ms(100);
+    }
+    Err("the device did not come")
+}
+
+/// What was queued and closed may be on its way for a moment still.
+fn unload(sys: &mut FreeBsd, id: usize) -> Result<(), &'static str> {
+    for _ in 0..100 {
+        match sys.kldunload(id) {
+            Ok(()) => return Ok(()),
+            Err(errno) if errno == sys_bindings::EBUSY as i32 => sys.sleep_ms(100),
+            Err(_) => return Err("kldunload failed"),
+        }
+    }
+    Err("kldunload stays EBUSY")
+}
+
+/// Called by the entry point, with a stack and nothing else.
+#[unsafe(no_mangle)]
+pub extern "C" fn guest_main() -> ! {
+    let mut sys = FreeBsd;
+    sys.open_console();
+    match main(&mut sys) {
+        Ok(score) => say!(
+            sys,
+            "{} passed, {} failed, {} skipped",
+            score.passed,
+            score.failed,
+            score.skipped
+        ),
+        Err(what) => say!(sys, "guest: {what}\n0 passed, 1 failed"),
+    }
+    sys.power_off()
+}
+
+#[cfg(target_os = "none")]
+mod entry {
+    // The kernel enters with the stack misaligned for a call.
+    core::arch::global_asm!(
+        ".globl _start",
+        "_start:",
+        "xor %ebp, %ebp",
+        "and $-16, %rsp",
+        "call guest_main",
+        options(att_syntax)
+    );
+
+    #[panic_handler]
+    fn panic_handler(info: &core::panic::PanicInfo<'_>) -> ! {
+        use conform::sys::Sys;
+        use core::fmt::Write;
+        let mut line = conform::Line::new();
+        let _ = write!(line, "guest: {info}\n0 passed, 1 failed");
+        let mut sys = super::FreeBsd;
+        sys.print(line.as_str());
+        sys.power_off()
+    }
+}
