@@ -1,0 +1,1270 @@
+//! CAM's transport layer and periph library, as far as a periph driver sees
+//! them: devices and their locks, CCBs and their slots, references, events.
+//!
+//! The order of calls and the locks held in them are those of FreeBSD 14.2,
+//! its periph driver list that ends one entry too late included.
+
+use crate::{
+    devfs::wait_until,
+    fault,
+    lock::{self, mtx_assert_owned, mtx_lock, mtx_unlock},
+    memory, sys, task,
+    thread::broken,
+    user,
+};
+use std::{
+    collections::VecDeque,
+    ffi::{CStr, c_char, c_int, c_void},
+    sync::{
+        Arc, Condvar, LazyLock, Mutex,
+        atomic::{AtomicPtr, AtomicU32, Ordering},
+    },
+};
+
+/// A host adapter with one device behind it.
+pub trait Sim: Send + Sync {
+    /// Takes a command; [`done`] is called for it later, from another thread.
+    fn start(&self, ccb: *mut sys::ccb);
+    /// What the SIM says of itself.
+    fn path_inq(&self) -> PathInq;
+    /// Commands that it takes at a time.
+    fn openings(&self) -> usize;
+    /// The device's standard INQUIRY data.
+    fn inquiry(&self) -> [u8; 36];
+    /// The device is pulled out: every command fails from now on.
+    fn pull(&self);
+}
+
+/// What a path inquiry tells.
+pub struct PathInq {
+    /// The largest transfer in bytes, 0 for none said.
+    pub maxio: u32,
+    /// `PIM_` flags.
+    pub hba_misc: u32,
+}
+
+type AsyncFn = unsafe extern "C" fn(*mut c_void, u32, *mut sys::cam_path, *mut c_void);
+type DoneFn = unsafe extern "C" fn(*mut sys::cam_periph, *mut sys::ccb);
+
+#[derive(Clone, Copy)]
+struct Listener {
+    callback: AsyncFn,
+    arg: usize,
+    events: u32,
+}
+
+impl Listener {
+    /// CAM tells listeners apart by callback and argument.
+    fn same(&self, other: &Self) -> bool {
+        std::ptr::fn_addr_eq(self.callback, other.callback) && self.arg == other.arg
+    }
+}
+
+/// A device of the EDT.
+pub struct Device {
+    /// Bus, target and LUN.
+    pub id: (u32, u32, u64),
+    mtx: *mut sys::mtx,
+    sim: Option<Arc<dyn Sim>>,
+    state: Mutex<State>,
+}
+
+// SAFETY: the raw mutex is made for sharing.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+#[derive(Default)]
+struct State {
+    configured: bool,
+    listeners: Vec<Listener>,
+    /// CCBs that wait for the SIM: priority, order, address.
+    queue: Vec<(u32, u64, usize)>,
+    order: u64,
+    active: usize,
+    frozen: usize,
+    periphs: Vec<usize>,
+}
+
+/// What a `struct cam_path *` points at here.
+struct Path {
+    device: Arc<Device>,
+    periph: *mut sys::cam_periph,
+}
+
+struct Edt {
+    /// xpt_lock_buses().
+    topology: *mut sys::mtx,
+    /// The XPT's own device, which every wildcard path names.
+    xpt: Arc<Device>,
+    devices: Mutex<Vec<Arc<Device>>>,
+    drivers: Mutex<Drivers>,
+}
+// SAFETY: the raw mutex is made for sharing.
+unsafe impl Send for Edt {}
+// SAFETY: as above.
+unsafe impl Sync for Edt {}
+
+/// `periph_drivers`: the array, and how many of it count.
+#[derive(Default)]
+struct Drivers {
+    array: Vec<usize>,
+    count: usize,
+}
+
+static EDT: LazyLock<Edt> = LazyLock::new(|| Edt {
+    topology: lock::new_mutex(c"XPT topology lock"),
+    xpt: Arc::new(Device {
+        id: (
+            sys::QPC_CAM_XPT_PATH_ID,
+            sys::QPC_CAM_TARGET_WILDCARD,
+            sys::QPC_CAM_LUN_WILDCARD,
+        ),
+        mtx: lock::new_mutex(c"XPT device lock"),
+        sim: None,
+        state: Mutex::default(),
+    }),
+    devices: Mutex::default(),
+    drivers: Mutex::default(),
+});
+
+/// The variable `periph_drivers`, in memory that the module reaches.
+pub static PERIPH_DRIVERS: AtomicPtr<*mut *mut sys::periph_driver> =
+    AtomicPtr::new(core::ptr::null_mut());
+
+fn publish(drivers: &mut Drivers) {
+    let variable = PERIPH_DRIVERS.load(Ordering::SeqCst);
+    if variable.is_null() {
+        broken("periph_drivers has no place");
+    }
+    // SAFETY: the loader made the variable; the array lives in a static.
+    unsafe { *variable = drivers.array.as_mut_ptr().cast() };
+}
+
+/// Drivers on CAM's list, walked as CAM walks it: until NULL.
+pub fn listed_drivers() -> Vec<usize> {
+    let drivers = EDT.drivers.lock().unwrap();
+    drivers.array.iter().copied().take_while(|d| *d != 0).collect()
+}
+
+impl Device {
+    fn lock(&self, what: &str) {
+        mtx_lock(self.mtx, what);
+    }
+    fn unlock(&self, what: &str) {
+        mtx_unlock(self.mtx, what);
+    }
+
+    fn listen(&self, listener: Listener) {
+        let mut state = self.state.lock().unwrap();
+        state.listeners.retain(|l| !l.same(&listener));
+        if listener.events != 0 {
+            state.listeners.push(listener);
+        }
+    }
+
+    /// Whether any callback is registered.
+    fn has_listeners(&self) -> bool {
+        !self.state.lock().unwrap().listeners.is_empty()
+    }
+
+    /// Sends what the SIM has room for.
+    fn run_queue(&self) {
+        let Some(sim) = &self.sim else { return };
+        loop {
+            let ccb = {
+                let mut state = self.state.lock().unwrap();
+                if state.frozen != 0 || state.active >= sim.openings() {
+                    return;
+                }
+                let Some(first) = (0..state.queue.len()).min_by_key(|i| state.queue[*i]) else {
+                    return;
+                };
+                state.active += 1;
+                state.queue.remove(first).2
+            };
+            sim.start(ccb as *mut sys::ccb);
+        }
+    }
+
+    fn unfreeze(&self) {
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.frozen == 0 {
+                drop(state);
+                broken("a device queue is released that is not frozen");
+            }
+            state.frozen -= 1;
+        }
+        self.run_queue();
+    }
+
+    /// Waits until the device has nothing under way, and checks that nothing
+    /// of a driver's is left on it.
+    pub fn check_idle(&self) {
+        let state = self.state.lock().unwrap();
+        if state.frozen != 0 {
+            drop(state);
+            broken("a device queue is left frozen");
+        }
+        if !state.queue.is_empty() || state.active != 0 {
+            drop(state);
+            broken("a device has commands at rest");
+        }
+    }
+}
+
+// ---- paths ----
+
+fn new_path(device: &Arc<Device>, periph: *mut sys::cam_periph) -> *mut sys::cam_path {
+    let path = memory::alloc(size_of::<Path>(), "CAM path", sys::M_NOWAIT).cast::<Path>();
+    if path.is_null() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: fresh memory of that size.
+    unsafe {
+        path.write(Path {
+            device: device.clone(),
+            periph,
+        });
+    }
+    path.cast()
+}
+
+fn free_path(path: *mut sys::cam_path) {
+    // SAFETY: from new_path(), once.
+    unsafe { path.cast::<Path>().drop_in_place() };
+    memory::dealloc(path.cast(), "CAM path");
+}
+
+fn of<'a>(path: *mut sys::cam_path) -> &'a Path {
+    // SAFETY: the caller's path is alive.
+    unsafe { &*path.cast::<Path>() }
+}
+
+fn device_of(ccb: *mut sys::ccb) -> Arc<Device> {
+    // SAFETY: a CCB that was set up.
+    of(unsafe { (*ccb).ccb_h.path }).device.clone()
+}
+
+pub(crate) unsafe extern "C" fn xpt_create_path(
+    out: *mut *mut sys::cam_path,
+    periph: *mut sys::cam_periph,
+    bus: u32,
+    target: u32,
+    lun: u64,
+) -> sys::cam_status {
+    let id = (bus, target, lun);
+    let device = if id == EDT.xpt.id {
+        Some(EDT.xpt.clone())
+    } else {
+        find_device(id)
+    };
+    let path = device.map_or(core::ptr::null_mut(), |d| new_path(&d, periph));
+    if path.is_null() {
+        return sys::CAM_RESRC_UNAVAIL;
+    }
+    // SAFETY: the caller's place for the result.
+    unsafe { *out = path };
+    sys::CAM_REQ_CMP
+}
+
+pub(crate) unsafe extern "C" fn xpt_free_path(path: *mut sys::cam_path) {
+    free_path(path);
+}
+
+pub(crate) unsafe extern "C" fn xpt_path_mtx(path: *mut sys::cam_path) -> *mut sys::mtx {
+    of(path).device.mtx
+}
+
+pub(crate) unsafe extern "C" fn xpt_lock_buses() {
+    mtx_lock(EDT.topology, "xpt_lock_buses");
+}
+
+pub(crate) unsafe extern "C" fn xpt_unlock_buses() {
+    mtx_unlock(EDT.topology, "xpt_unlock_buses");
+}
+
+// ---- events ----
+
+struct Event {
+    code: u32,
+    device: Arc<Device>,
+    data: Vec<u64>,
+}
+
+#[derive(Default)]
+struct Events {
+    queue: VecDeque<Event>,
+    busy: bool,
+    started: bool,
+}
+static EVENTS: LazyLock<(Mutex<Events>, Condvar)> = LazyLock::new(Default::default);
+
+fn send_event(event: Event) {
+    let (lock, changed) = &*EVENTS;
+    let mut events = lock.lock().unwrap();
+    if !events.started {
+        events.started = true;
+        std::thread::Builder::new()
+            .name("xpt_async".into())
+            .spawn(run_events)
+            .expect("a thread");
+    }
+    events.queue.push_back(event);
+    changed.notify_all();
+}
+
+fn run_events() {
+    let (lock, changed) = &*EVENTS;
+    let mut events = lock.lock().unwrap();
+    loop {
+        let Some(event) = events.queue.pop_front() else {
+            events.busy = false;
+            changed.notify_all();
+            events = changed.wait(events).unwrap();
+            continue;
+        };
+        events.busy = true;
+        drop(events);
+        handle(event);
+        events = lock.lock().unwrap();
+    }
+}
+
+/// Waits until every event has been handled.
+pub fn settle() {
+    let (lock, changed) = &*EVENTS;
+    let mut events = lock.lock().unwrap();
+    while events.busy || !events.queue.is_empty() {
+        events = changed.wait(events).unwrap();
+    }
+}
+
+fn handle(mut event: Event) {
+    let path = new_path_now(&event.device);
+    let data = if event.data.is_empty() {
+        core::ptr::null_mut()
+    } else {
+        event.data.as_mut_ptr().cast::<c_void>()
+    };
+    // The listeners of the device, then those of all devices, each under the
+    // lock of the device that the event is of.
+    let mut lists = vec![event.device.clone()];
+    if !Arc::ptr_eq(&event.device, &EDT.xpt) {
+        lists.push(EDT.xpt.clone());
+    }
+    event.device.lock("xpt_async");
+    for list in lists {
+        let listeners = list.state.lock().unwrap().listeners.clone();
+        for listener in listeners {
+            let registered = list
+                .state
+                .lock()
+                .unwrap()
+                .listeners
+                .iter()
+                .any(|l| l.same(&listener));
+            if registered && listener.events & event.code != 0 {
+                // SAFETY: a registered callback, called as CAM does.
+                unsafe {
+                    (listener.callback)(listener.arg as *mut c_void, event.code, path, data);
+                }
+            }
+        }
+    }
+    event.device.unlock("xpt_async");
+    free_path(path);
+}
+
+fn new_path_now(device: &Arc<Device>) -> *mut sys::cam_path {
+    loop {
+        // An injected failure is for the module's calls, not for this one.
+        let path = new_path(device, core::ptr::null_mut());
+        if !path.is_null() {
+            return path;
+        }
+    }
+}
+
+/// A `struct ccb_getdev` of a device, as AC_FOUND_DEVICE carries it.
+fn getdev(device: &Device) -> Vec<u64> {
+    let mut words = vec![0u64; size_of::<sys::ccb_getdev>().div_ceil(8)];
+    // SAFETY: plain data of that size.
+    fill_getdev(device, unsafe { &mut *words.as_mut_ptr().cast() });
+    words
+}
+
+fn fill_getdev(device: &Device, cgd: &mut sys::ccb_getdev) {
+    cgd.ccb_h.status = sys::CAM_REQ_CMP;
+    cgd.protocol = sys::PROTO_SCSI;
+    let inquiry = device.sim.as_ref().map_or([0; 36], |s| s.inquiry());
+    // SAFETY: the standard data is shorter than the struct.
+    unsafe {
+        core::ptr::copy_nonoverlapping(
+            inquiry.as_ptr(),
+            (&raw mut cgd.inq_data).cast::<u8>(),
+            inquiry.len(),
+        );
+    }
+}
+
+pub(crate) unsafe extern "C" fn xpt_register_async(
+    events: c_int,
+    callback: Option<AsyncFn>,
+    arg: *mut c_void,
+    path: *mut sys::cam_path,
+) -> sys::cam_status {
+    let events = events as u32;
+    if events != 0 && fault::REGISTER_ASYNC.fails() {
+        return sys::CAM_RESRC_UNAVAIL;
+    }
+    let listener = Listener {
+        callback: callback.expect("a callback"),
+        arg: arg as usize,
+        events,
+    };
+    if path.is_null() {
+        EDT.xpt.lock("xpt_register_async");
+        EDT.xpt.listen(listener);
+        EDT.xpt.unlock("xpt_register_async");
+    } else {
+        mtx_assert_owned(of(path).device.mtx, "xpt_register_async");
+        of(path).device.listen(listener);
+    }
+    if events & sys::AC_FOUND_DEVICE as u32 != 0 {
+        let devices = EDT.devices.lock().unwrap().clone();
+        for device in devices {
+            if !device.state.lock().unwrap().configured {
+                continue;
+            }
+            let mut cgd = getdev(&device);
+            let path = new_path_now(&device);
+            device.lock("xpt_for_all_devices");
+            // SAFETY: the callback that was just registered.
+            unsafe {
+                (listener.callback)(
+                    arg,
+                    sys::AC_FOUND_DEVICE as u32,
+                    path,
+                    cgd.as_mut_ptr().cast(),
+                );
+            }
+            device.unlock("xpt_for_all_devices");
+            free_path(path);
+        }
+    }
+    sys::CAM_REQ_CMP
+}
+
+pub(crate) unsafe extern "C" fn xpt_async(
+    code: u32,
+    path: *mut sys::cam_path,
+    arg: *mut c_void,
+) {
+    let mut data = Vec::new();
+    if code == sys::AC_CONTRACT as u32 && !arg.is_null() {
+        data = vec![0u64; size_of::<sys::ac_contract>() / 8];
+        // SAFETY: the caller's struct ac_contract.
+        unsafe { core::ptr::copy_nonoverlapping(arg.cast(), data.as_mut_ptr(), data.len()) };
+    }
+    send_event(Event {
+        code,
+        device: of(path).device.clone(),
+        data,
+    });
+}
+
+// ---- devices ----
+
+fn find_device(id: (u32, u32, u64)) -> Option<Arc<Device>> {
+    EDT.devices.lock().unwrap().iter().find(|d| d.id == id).cloned()
+}
+
+/// Puts a device in: its drivers hear of it.
+pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
+    let device = Arc::new(Device {
+        id,
+        mtx: lock::new_mutex(c"CAM device lock"),
+        sim: Some(sim),
+        state: Mutex::new(State {
+            configured: true,
+            ..State::default()
+        }),
+    });
+    EDT.devices.lock().unwrap().push(device.clone());
+    send_event(Event {
+        code: sys::AC_FOUND_DEVICE as u32,
+        data: getdev(&device),
+        device: device.clone(),
+    });
+    device
+}
+
+/// Pulls a device out: its commands fail, its drivers hear of it.
+pub fn detach(device: &Arc<Device>) {
+    device.state.lock().unwrap().configured = false;
+    if let Some(sim) = &device.sim {
+        sim.pull();
+    }
+    EDT.devices.lock().unwrap().retain(|d| !Arc::ptr_eq(d, device));
+    send_event(Event {
+        code: sys::AC_LOST_DEVICE as u32,
+        device: device.clone(),
+        data: Vec::new(),
+    });
+}
+
+/// Waits until no periph is on the device.
+pub fn wait_free(device: &Device) {
+    wait_until("the device has no periph", || {
+        device.state.lock().unwrap().periphs.is_empty()
+    });
+}
+
+// ---- CCBs ----
+
+const CCB: &str = "CAM CCB";
+
+pub(crate) unsafe extern "C" fn xpt_alloc_ccb() -> *mut sys::ccb {
+    memory::alloc(size_of::<sys::ccb>(), CCB, sys::M_WAITOK | sys::M_ZERO).cast()
+}
+
+pub(crate) unsafe extern "C" fn xpt_free_ccb(ccb: *mut sys::ccb) {
+    memory::dealloc(ccb.cast(), CCB);
+}
+
+pub(crate) unsafe extern "C" fn xpt_setup_ccb_flags(
+    hdr: *mut sys::ccb_hdr,
+    path: *mut sys::cam_path,
+    priority: u32,
+    flags: u32,
+) {
+    let device = &of(path).device;
+    // SAFETY: the caller's CCB.
+    unsafe {
+        (*hdr).pinfo.priority = priority;
+        (*hdr).pinfo.index = sys::CAM_UNQUEUED_INDEX;
+        (*hdr).path = path;
+        ((*hdr).path_id, (*hdr).target_id, (*hdr).target_lun) = device.id;
+        (*hdr).flags = flags;
+        (*hdr).xflags = 0;
+    }
+}
+
+pub(crate) unsafe extern "C" fn xpt_merge_ccb(dst: *mut sys::ccb, src: *mut sys::ccb) {
+    let at = size_of::<sys::ccb_hdr>();
+    // SAFETY: two whole CCBs.
+    unsafe {
+        let (d, s) = (&mut (*dst).ccb_h, &(*src).ccb_h);
+        d.retry_count = s.retry_count;
+        d.func_code = s.func_code;
+        d.timeout = s.timeout;
+        d.flags = s.flags;
+        core::ptr::copy_nonoverlapping(
+            src.cast::<u8>().add(at),
+            dst.cast::<u8>().add(at),
+            size_of::<sys::ccb>() - at,
+        );
+    }
+}
+
+pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
+    let device = device_of(ccb);
+    mtx_assert_owned(device.mtx, "xpt_action");
+    // SAFETY: the caller's CCB.
+    unsafe {
+        (*ccb).ccb_h.status = sys::CAM_REQ_INPROG;
+        match (*ccb).ccb_h.func_code {
+            sys::XPT_SCSI_IO => {
+                let mut state = device.state.lock().unwrap();
+                state.order += 1;
+                let entry = ((*ccb).ccb_h.pinfo.priority, state.order, ccb as usize);
+                state.queue.push(entry);
+                drop(state);
+                device.run_queue();
+            }
+            sys::XPT_PATH_INQ => {
+                let cpi = &mut (*ccb).cpi;
+                if let Some(sim) = &device.sim {
+                    let inq = sim.path_inq();
+                    cpi.version_num = 1;
+                    cpi.maxio = inq.maxio;
+                    cpi.hba_misc = inq.hba_misc;
+                    cpi.unit_number = device.id.0;
+                }
+                cpi.ccb_h.status = sys::CAM_REQ_CMP;
+            }
+            sys::XPT_GDEV_TYPE => {
+                fill_getdev(&device, &mut (*ccb).cgd);
+            }
+            sys::XPT_NOOP => (*ccb).ccb_h.status = sys::CAM_REQ_CMP,
+            _ => (*ccb).ccb_h.status = sys::CAM_PROVIDE_FAIL,
+        }
+    }
+}
+
+#[derive(Default)]
+struct DoneQueue {
+    ccbs: VecDeque<usize>,
+    started: bool,
+}
+static DONE: LazyLock<(Mutex<DoneQueue>, Condvar)> = LazyLock::new(Default::default);
+
+/// xpt_done(9), for a SIM: with `freeze`, the device's queue stops until the
+/// periph has seen the error.
+pub fn done(ccb: *mut sys::ccb, freeze: bool) {
+    if freeze {
+        device_of(ccb).state.lock().unwrap().frozen += 1;
+        // SAFETY: the CCB is the SIM's until now.
+        unsafe { (*ccb).ccb_h.status |= sys::CAM_DEV_QFRZN };
+    }
+    let (lock, more) = &*DONE;
+    let mut queue = lock.lock().unwrap();
+    if !queue.started {
+        queue.started = true;
+        std::thread::Builder::new()
+            .name("doneq".into())
+            .spawn(run_done)
+            .expect("a thread");
+    }
+    queue.ccbs.push_back(ccb as usize);
+    more.notify_all();
+}
+
+fn run_done() {
+    let (lock, more) = &*DONE;
+    let mut queue = lock.lock().unwrap();
+    loop {
+        let Some(ccb) = queue.ccbs.pop_front() else {
+            queue = more.wait(queue).unwrap();
+            continue;
+        };
+        drop(queue);
+        complete(ccb as *mut sys::ccb);
+        queue = lock.lock().unwrap();
+    }
+}
+
+fn complete(ccb: *mut sys::ccb) {
+    let device = device_of(ccb);
+    // SAFETY: a CCB that the SIM has given back; its path lives until the
+    // callback has run.
+    unsafe {
+        let hdr = &mut (*ccb).ccb_h;
+        device.state.lock().unwrap().active -= 1;
+        if hdr.flags & sys::CAM_DEV_QFRZDIS != 0 && hdr.status & sys::CAM_DEV_QFRZN != 0 {
+            hdr.status &= !sys::CAM_DEV_QFRZN;
+            device.unfreeze();
+        }
+        device.run_queue();
+        device.lock("xpt_done_process");
+        let done: DoneFn = hdr.cbfcnp.expect("cbfcnp");
+        done(of(hdr.path).periph, ccb);
+        device.unlock("xpt_done_process");
+    }
+}
+
+// ---- periphs ----
+
+pub(crate) unsafe extern "C" fn periphdriver_register(driver: *mut c_void) {
+    {
+        let mut drivers = EDT.drivers.lock().unwrap();
+        let count = drivers.count;
+        drivers.array.truncate(count);
+        drivers.array.push(driver as usize);
+        drivers.array.push(0);
+        drivers.count += 1;
+        publish(&mut drivers);
+    }
+    // SAFETY: the module's driver; CAM is up, so init is called now.
+    unsafe { (*driver.cast::<sys::periph_driver>()).init.expect("init")() };
+}
+
+pub(crate) unsafe extern "C" fn periphdriver_unregister(driver: *mut c_void) -> c_int {
+    // SAFETY: the module's driver.
+    let deinit = unsafe { (*driver.cast::<sys::periph_driver>()).deinit };
+    let Some(deinit) = deinit else {
+        return sys::EOPNOTSUPP as c_int;
+    };
+    // SAFETY: the module's own routine.
+    let error = unsafe { deinit() };
+    if error != 0 {
+        return error;
+    }
+    let mut drivers = EDT.drivers.lock().unwrap();
+    let Some(at) = drivers.array.iter().position(|d| *d == driver as usize) else {
+        drop(drivers);
+        broken("periphdriver_unregister of a driver that is not registered");
+    };
+    // As 14.2 does: the others move up, and the entry after the last is
+    // cleared, which leaves the last one there twice, or this one for good.
+    let count = drivers.count;
+    drivers.array.copy_within(at + 1..count, at);
+    drivers.array[count] = 0;
+    drivers.count -= 1;
+    publish(&mut drivers);
+    0
+}
+
+/// The driver called `name`.
+fn driver_named(name: *const c_char) -> *mut sys::periph_driver {
+    for driver in listed_drivers() {
+        let driver = driver as *mut sys::periph_driver;
+        // SAFETY: a listed driver; both names are NUL-ended.
+        unsafe {
+            if CStr::from_ptr((*driver).driver_name) == CStr::from_ptr(name) {
+                return driver;
+            }
+        }
+    }
+    broken("a periph of a driver that is not registered");
+}
+
+/// Periphs alive.
+pub static PERIPHS: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) unsafe extern "C" fn cam_periph_alloc(
+    ctor: sys::periph_ctor_t,
+    oninvalidate: sys::periph_oninv_t,
+    dtor: sys::periph_dtor_t,
+    start: sys::periph_start_t,
+    name: *mut c_char,
+    kind: sys::cam_periph_type,
+    path: *mut sys::cam_path,
+    callback: sys::ac_callback_t,
+    code: sys::ac_code,
+    arg: *mut c_void,
+) -> sys::cam_status {
+    let device = of(path).device.clone();
+    mtx_assert_owned(device.mtx, "cam_periph_alloc");
+    let driver = driver_named(name);
+    // SAFETY: the kernel's own periphs and the module's driver, under the
+    // locks that CAM has for them.
+    unsafe {
+        for other in device.state.lock().unwrap().periphs.iter() {
+            let other = *other as *mut sys::cam_periph;
+            if (*other).periph_name != name {
+                continue;
+            }
+            if (*other).flags & sys::CAM_PERIPH_INVALID != 0
+                && (*other).flags & sys::CAM_PERIPH_NEW_DEV_FOUND == 0
+            {
+                (*other).flags |= sys::CAM_PERIPH_NEW_DEV_FOUND;
+                (*other).deferred_callback = callback;
+                (*other).deferred_ac = code;
+                return sys::CAM_REQ_INPROG;
+            }
+            return sys::CAM_REQ_INVALID;
+        }
+        let periph = memory::alloc(
+            size_of::<sys::cam_periph>(),
+            "CAM periph",
+            sys::M_NOWAIT | sys::M_ZERO,
+        )
+        .cast::<sys::cam_periph>();
+        if periph.is_null() {
+            return sys::CAM_RESRC_UNAVAIL;
+        }
+        let own_path = new_path(&device, periph);
+        if own_path.is_null() {
+            memory::dealloc(periph.cast(), "CAM periph");
+            return sys::CAM_RESRC_UNAVAIL;
+        }
+        (*periph).periph_start = start;
+        (*periph).periph_dtor = dtor;
+        (*periph).periph_oninval = oninvalidate;
+        (*periph).type_ = kind;
+        (*periph).periph_name = name;
+        (*periph).path = own_path;
+        (*periph).scheduled_priority = sys::QPC_CAM_PRIORITY_NONE;
+        (*periph).immediate_priority = sys::QPC_CAM_PRIORITY_NONE;
+        (*periph).refcount = 1;
+        PERIPHS.fetch_add(1, Ordering::SeqCst);
+
+        xpt_lock_buses();
+        insert_unit(driver, periph);
+        xpt_unlock_buses();
+        device.state.lock().unwrap().periphs.push(periph as usize);
+
+        let status = ctor.expect("a constructor")(periph, arg);
+        mtx_assert_owned(device.mtx, "return from a periph constructor");
+        if status != sys::CAM_REQ_CMP {
+            device.state.lock().unwrap().periphs.retain(|p| *p != periph as usize);
+            xpt_lock_buses();
+            remove_unit(driver, periph);
+            xpt_unlock_buses();
+            free_periph(periph);
+        }
+        status
+    }
+}
+
+/// Gives the periph the lowest free number and puts it in order.
+unsafe fn insert_unit(driver: *mut sys::periph_driver, periph: *mut sys::cam_periph) {
+    // SAFETY: the topology lock guards the list.
+    unsafe {
+        let units = &raw mut (*driver).units;
+        let mut at = &raw mut (*units).tqh_first;
+        let mut number = 0;
+        while !(*at).is_null() && (**at).unit_number == number {
+            number += 1;
+            at = &raw mut (**at).unit_links.tqe_next;
+        }
+        (*periph).unit_number = number;
+        let next = *at;
+        (*periph).unit_links.tqe_next = next;
+        (*periph).unit_links.tqe_prev = at;
+        if next.is_null() {
+            (*units).tqh_last = &raw mut (*periph).unit_links.tqe_next;
+        } else {
+            (*next).unit_links.tqe_prev = &raw mut (*periph).unit_links.tqe_next;
+        }
+        *at = periph;
+    }
+}
+
+unsafe fn remove_unit(driver: *mut sys::periph_driver, periph: *mut sys::cam_periph) {
+    // SAFETY: the topology lock guards the list, which has the periph.
+    unsafe {
+        let links = (*periph).unit_links;
+        if links.tqe_next.is_null() {
+            (*driver).units.tqh_last = links.tqe_prev;
+        } else {
+            (*links.tqe_next).unit_links.tqe_prev = links.tqe_prev;
+        }
+        *links.tqe_prev = links.tqe_next;
+    }
+}
+
+fn free_periph(periph: *mut sys::cam_periph) {
+    // SAFETY: nobody has a reference.
+    unsafe {
+        if (*periph).periph_allocated != 0 {
+            broken("a periph is freed with CCBs of its own out");
+        }
+        free_path((*periph).path);
+    }
+    memory::dealloc(periph.cast(), "CAM periph");
+    PERIPHS.fetch_sub(1, Ordering::SeqCst);
+}
+
+fn mtx_of(periph: *mut sys::cam_periph) -> *mut sys::mtx {
+    // SAFETY: the caller's periph is alive.
+    of(unsafe { (*periph).path }).device.mtx
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_acquire(periph: *mut sys::cam_periph) -> c_int {
+    // SAFETY: the caller's periph is alive; the topology lock guards the count.
+    unsafe {
+        xpt_lock_buses();
+        let valid = (*periph).flags & sys::CAM_PERIPH_INVALID == 0;
+        if valid {
+            (*periph).refcount += 1;
+        }
+        xpt_unlock_buses();
+        if valid { 0 } else { sys::ENOENT as c_int }
+    }
+}
+
+unsafe fn doacquire(periph: *mut sys::cam_periph) {
+    // SAFETY: as above.
+    unsafe {
+        xpt_lock_buses();
+        if (*periph).refcount == 0 {
+            broken("a periph without references is acquired");
+        }
+        (*periph).refcount += 1;
+        xpt_unlock_buses();
+    }
+}
+
+unsafe fn release_locked(periph: *mut sys::cam_periph) {
+    mtx_assert_owned(mtx_of(periph), "cam_periph_release_locked");
+    // SAFETY: the caller's reference.
+    unsafe {
+        xpt_lock_buses();
+        if (*periph).refcount == 0 {
+            broken("a periph without references is released");
+        }
+        (*periph).refcount -= 1;
+        let last = (*periph).refcount == 0;
+        xpt_unlock_buses();
+        if last {
+            destroy_periph(periph);
+        }
+    }
+}
+
+/// camperiphfree(): the last reference has gone; the device lock is held.
+unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
+    // SAFETY: no reference is left; the order is CAM's.
+    unsafe {
+        if (*periph).flags & sys::CAM_PERIPH_INVALID == 0 {
+            broken("the last reference to a valid periph is released");
+        }
+        let driver = driver_named((*periph).periph_name);
+        let device = of((*periph).path).device.clone();
+        (*periph).flags |= sys::CAM_PERIPH_FREE;
+        (*periph).periph_dtor.expect("a destructor")(periph);
+        mtx_assert_owned(device.mtx, "return from a periph destructor");
+        if device
+            .state
+            .lock()
+            .unwrap()
+            .listeners
+            .iter()
+            .any(|l| l.arg == periph as usize)
+        {
+            broken("a periph is freed with a callback registered");
+        }
+        xpt_lock_buses();
+        remove_unit(driver, periph);
+        xpt_unlock_buses();
+        device.state.lock().unwrap().periphs.retain(|p| *p != periph as usize);
+        if (*periph).flags & sys::CAM_PERIPH_NEW_DEV_FOUND != 0 {
+            let mut cgd = getdev(&device);
+            (*periph).deferred_callback.expect("a callback")(
+                core::ptr::null_mut(),
+                (*periph).deferred_ac as u32,
+                (*periph).path,
+                cgd.as_mut_ptr().cast(),
+            );
+        }
+        free_periph(periph);
+    }
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_release(periph: *mut sys::cam_periph) {
+    let mtx = mtx_of(periph);
+    mtx_lock(mtx, "cam_periph_release");
+    // SAFETY: the caller's reference.
+    unsafe { release_locked(periph) };
+    mtx_unlock(mtx, "cam_periph_release");
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_invalidate(periph: *mut sys::cam_periph) {
+    mtx_assert_owned(mtx_of(periph), "cam_periph_invalidate");
+    // SAFETY: the caller's periph is alive.
+    unsafe {
+        if (*periph).flags & sys::CAM_PERIPH_INVALID != 0 {
+            return;
+        }
+        (*periph).flags |= sys::CAM_PERIPH_INVALID;
+        (*periph).flags &= !sys::CAM_PERIPH_NEW_DEV_FOUND;
+        (*periph).periph_oninval.expect("oninvalidate")(periph);
+        release_locked(periph);
+    }
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_async(
+    periph: *mut sys::cam_periph,
+    code: u32,
+    _path: *mut sys::cam_path,
+    _arg: *mut c_void,
+) {
+    if code == sys::AC_LOST_DEVICE as u32 {
+        // SAFETY: the caller's periph is alive, its lock held.
+        unsafe { cam_periph_invalidate(periph) };
+    }
+}
+
+pub(crate) unsafe extern "C" fn xpt_schedule(periph: *mut sys::cam_periph, priority: u32) {
+    mtx_assert_owned(mtx_of(periph), "xpt_schedule");
+    // SAFETY: the caller's periph is alive, its lock held.
+    unsafe {
+        if priority < (*periph).scheduled_priority {
+            (*periph).scheduled_priority = priority;
+            run_alloc_queue(periph);
+        }
+    }
+}
+
+/// xpt_run_allocq(): hands CCBs to who waits for them, as slots allow.
+unsafe fn run_alloc_queue(periph: *mut sys::cam_periph) {
+    // SAFETY: the device lock is held, and a reference for as long.
+    unsafe {
+        if (*periph).periph_allocating != 0 {
+            return;
+        }
+        doacquire(periph);
+        (*periph).periph_allocating = 1;
+        let device = of((*periph).path).device.clone();
+        let openings = device.sim.as_ref().map_or(1, |s| s.openings());
+        loop {
+            let priority = (*periph)
+                .scheduled_priority
+                .min((*periph).immediate_priority);
+            if priority == sys::QPC_CAM_PRIORITY_NONE
+                || ((*periph).periph_allocated as usize >= openings
+                    && priority > sys::QPC_CAM_PRIORITY_OOB)
+            {
+                break;
+            }
+            let Some(ccb) = get_ccb(periph) else {
+                break;
+            };
+            xpt_setup_ccb_flags(&raw mut (*ccb).ccb_h, (*periph).path, priority, 0);
+            if priority == (*periph).immediate_priority {
+                (*periph).immediate_priority = sys::QPC_CAM_PRIORITY_NONE;
+                (*ccb).ccb_h.periph_links.sle.sle_next = (*periph).ccb_list.slh_first;
+                (*periph).ccb_list.slh_first = ccb.cast();
+                lock::wake(&raw const (*periph).ccb_list as usize);
+            } else {
+                (*periph).scheduled_priority = sys::QPC_CAM_PRIORITY_NONE;
+                (*periph).periph_start.expect("start")(periph, ccb);
+                mtx_assert_owned(device.mtx, "return from a periph's start");
+            }
+        }
+        (*periph).periph_allocating = 0;
+        release_locked(periph);
+    }
+}
+
+/// A zeroed CCB without sleeping; when there is none, CAM tries again later.
+unsafe fn get_ccb(periph: *mut sys::cam_periph) -> Option<*mut sys::ccb> {
+    let ccb = if fault::GET_CCB.fails() {
+        core::ptr::null_mut()
+    } else {
+        memory::alloc(size_of::<sys::ccb>(), CCB, sys::M_NOWAIT | sys::M_ZERO).cast::<sys::ccb>()
+    };
+    // SAFETY: the device lock is held.
+    unsafe {
+        if !ccb.is_null() {
+            (*periph).periph_allocated += 1;
+            return Some(ccb);
+        }
+        if (*periph).flags & sys::CAM_PERIPH_RUN_TASK == 0 {
+            doacquire(periph);
+            (*periph).flags |= sys::CAM_PERIPH_RUN_TASK;
+            let periph = periph as usize;
+            task::enqueue(move || {
+                let periph = periph as *mut sys::cam_periph;
+                let mtx = mtx_of(periph);
+                mtx_lock(mtx, "xpt_run_allocq_task");
+                (*periph).flags &= !sys::CAM_PERIPH_RUN_TASK;
+                run_alloc_queue(periph);
+                release_locked(periph);
+                mtx_unlock(mtx, "xpt_run_allocq_task");
+            });
+        }
+    }
+    None
+}
+
+pub(crate) unsafe extern "C" fn xpt_release_ccb(ccb: *mut sys::ccb) {
+    mtx_assert_owned(device_of(ccb).mtx, "xpt_release_ccb");
+    // SAFETY: a CCB of get_ccb(), completed.
+    unsafe {
+        let periph = of((*ccb).ccb_h.path).periph;
+        memory::dealloc(ccb.cast(), CCB);
+        (*periph).periph_allocated -= 1;
+        run_alloc_queue(periph);
+    }
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_getccb(
+    periph: *mut sys::cam_periph,
+    priority: u32,
+) -> *mut sys::ccb {
+    let mtx = mtx_of(periph);
+    mtx_assert_owned(mtx, "cam_periph_getccb");
+    // SAFETY: the caller's periph is alive, its lock held.
+    unsafe {
+        loop {
+            let first = (*periph).ccb_list.slh_first;
+            if !first.is_null() && (*first).pinfo.priority == priority {
+                (*periph).ccb_list.slh_first = (*first).periph_links.sle.sle_next;
+                return first.cast();
+            }
+            if priority < (*periph).immediate_priority {
+                (*periph).immediate_priority = priority;
+                run_alloc_queue(periph);
+            } else {
+                let chan = &raw const (*periph).ccb_list as usize;
+                lock::msleep(chan, mtx, None, "cgticb");
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn periph_done(_periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
+    // SAFETY: the CCB of cam_periph_runccb(), which waits for this.
+    unsafe { (*ccb).ccb_h.cbfcnp = None };
+    lock::wake(ccb as usize);
+}
+
+type ErrorFn = unsafe extern "C" fn(*mut sys::ccb, sys::cam_flags, u32) -> c_int;
+
+pub(crate) unsafe extern "C" fn cam_periph_runccb(
+    ccb: *mut sys::ccb,
+    error_routine: Option<ErrorFn>,
+    cam_flags: sys::cam_flags,
+    sense_flags: u32,
+    _devstat: *mut c_void,
+) -> c_int {
+    let device = device_of(ccb);
+    mtx_assert_owned(device.mtx, "cam_periph_runccb");
+    // SAFETY: the caller's CCB, the device lock held.
+    unsafe {
+        let hdr = &raw mut (*ccb).ccb_h;
+        (*hdr).cbfcnp = Some(periph_done);
+        xpt_action(ccb);
+        let error = loop {
+            while (*hdr).cbfcnp.is_some() {
+                lock::msleep(ccb as usize, device.mtx, None, "cbwait");
+            }
+            if (*hdr).status & sys::CAM_STATUS_MASK == sys::CAM_REQ_CMP {
+                break 0;
+            }
+            (*hdr).cbfcnp = Some(periph_done);
+            let error = error_routine.map_or(0, |f| f(ccb, cam_flags, sense_flags));
+            if error != sys::ERESTART {
+                break error;
+            }
+        };
+        if (*hdr).status & sys::CAM_DEV_QFRZN != 0 {
+            (*hdr).status &= !sys::CAM_DEV_QFRZN;
+            device.unfreeze();
+        }
+        error
+    }
+}
+
+/// cam_periph_error(9), for what the SIM here can report: a retry where the
+/// caller allows one, else an errno. A frozen queue is released unless the
+/// error is final, as CAM does.
+pub(crate) unsafe extern "C" fn cam_periph_error(
+    ccb: *mut sys::ccb,
+    _cam_flags: sys::cam_flags,
+    sense_flags: u32,
+) -> c_int {
+    let device = device_of(ccb);
+    mtx_assert_owned(device.mtx, "cam_periph_error");
+    // SAFETY: a completed CCB, the device lock held.
+    unsafe {
+        let hdr = &raw mut (*ccb).ccb_h;
+        let frozen = (*hdr).status & sys::CAM_DEV_QFRZN != 0;
+        let no_retry = sense_flags & sys::SF_NO_RETRY as u32 != 0;
+        let error = match (*hdr).status & sys::CAM_STATUS_MASK {
+            sys::CAM_SCSI_STATUS_ERROR if !no_retry && (*hdr).retry_count > 0 => {
+                (*hdr).retry_count -= 1;
+                sys::ERESTART
+            }
+            sys::CAM_DEV_NOT_THERE | sys::CAM_SEL_TIMEOUT => sys::ENXIO as c_int,
+            _ => sys::EIO as c_int,
+        };
+        if error == sys::ERESTART {
+            (*hdr).status &= !sys::CAM_DEV_QFRZN;
+            xpt_action(ccb);
+            if frozen {
+                device.unfreeze();
+            }
+        }
+        error
+    }
+}
+
+pub(crate) unsafe extern "C" fn cam_release_devq(
+    path: *mut sys::cam_path,
+    _relsim: u32,
+    _reduction: u32,
+    _arg: u32,
+    _count_only: c_int,
+) -> u32 {
+    let device = &of(path).device;
+    mtx_assert_owned(device.mtx, "cam_release_devq");
+    device.unfreeze();
+    0
+}
+
+/// cam_periph_mapmem(9) of an XPT_SCSI_IO: a copy, as the kernel makes of what
+/// is not large.
+pub(crate) unsafe extern "C" fn cam_periph_mapmem(
+    ccb: *mut sys::ccb,
+    info: *mut sys::cam_periph_map_info,
+    maxmap: u32,
+) -> c_int {
+    lock::may_sleep("cam_periph_mapmem");
+    // SAFETY: the caller's CCB and place for the result.
+    unsafe {
+        *info = core::mem::zeroed();
+        let csio = &mut (*ccb).csio;
+        let flags = csio.ccb_h.flags;
+        if csio.ccb_h.func_code != sys::XPT_SCSI_IO
+            || flags & sys::CAM_DATA_MASK != sys::CAM_DATA_VADDR
+        {
+            return sys::EINVAL as c_int;
+        }
+        if flags & sys::CAM_DIR_MASK == sys::CAM_DIR_NONE {
+            return 0;
+        }
+        let len = csio.dxfer_len as usize;
+        if len > maxmap.min(1 << 20) as usize {
+            return sys::E2BIG as c_int;
+        }
+        let buffer = memory::alloc(len, "CAM periph map", sys::M_WAITOK | sys::M_ZERO);
+        if flags & sys::CAM_DIR_MASK != sys::CAM_DIR_IN {
+            let bytes = core::slice::from_raw_parts_mut(buffer.cast::<u8>(), len);
+            if user::read(csio.data_ptr as usize, bytes).is_err() {
+                memory::dealloc(buffer, "CAM periph map");
+                return sys::EACCES as c_int;
+            }
+        }
+        (*info).orig[0] = csio.data_ptr.cast();
+        (*info).num_bufs_used = 1;
+        csio.data_ptr = buffer.cast();
+    }
+    0
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_unmapmem(
+    ccb: *mut sys::ccb,
+    info: *mut sys::cam_periph_map_info,
+) -> c_int {
+    lock::may_sleep("cam_periph_unmapmem");
+    // SAFETY: the CCB and info of cam_periph_mapmem().
+    unsafe {
+        if (*info).num_bufs_used <= 0 {
+            return 0;
+        }
+        let csio = &mut (*ccb).csio;
+        let mut error = 0;
+        if csio.ccb_h.flags & sys::CAM_DIR_MASK != sys::CAM_DIR_OUT {
+            let bytes =
+                core::slice::from_raw_parts(csio.data_ptr, csio.dxfer_len as usize);
+            error = user::write(bytes, (*info).orig[0] as usize).err().unwrap_or(0);
+        }
+        memory::dealloc(csio.data_ptr.cast(), "CAM periph map");
+        csio.data_ptr = (*info).orig[0].cast();
+        (*info).num_bufs_used = 0;
+        error
+    }
+}
+
+/// What must hold when the module has gone: no periph, no CCB, no path, no
+/// callback, no frozen queue, and a driver list without it.
+pub fn check_clean(module: std::ops::Range<usize>) {
+    settle();
+    for (what, live) in [
+        ("periphs", PERIPHS.load(Ordering::SeqCst) as usize),
+        ("CCBs", memory::malloc_live(CCB)),
+        ("paths", memory::malloc_live("CAM path")),
+        ("mapped buffers", memory::malloc_live("CAM periph map")),
+    ] {
+        if live != 0 {
+            broken(&format!("{live} {what} are left at unload"));
+        }
+    }
+    if listed_drivers().iter().any(|d| module.contains(d)) {
+        broken("CAM's list of periph drivers still has the unloaded one");
+    }
+    let devices = EDT.devices.lock().unwrap().clone();
+    for device in devices.iter().chain([&EDT.xpt]) {
+        if device.has_listeners() {
+            broken("an event callback of the unloaded module is registered");
+        }
+        device.check_idle();
+    }
+}
+

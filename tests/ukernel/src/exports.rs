@@ -1,0 +1,68 @@
+//! The kernel's symbol table: what a module can import, and where it is.
+
+use crate::{cam, devfs, kqueue, lock, memory, sysctl, task, thread, user};
+use std::ffi::{c_char, c_int, c_void};
+
+unsafe extern "C" {
+    fn uk_printf(fmt: *const c_char, ...) -> c_int;
+    fn uk_panicf(fmt: *const c_char, ...);
+    fn uk_make_dev_s(args: *mut c_void, dev: *mut *mut c_void, fmt: *const c_char, ...) -> c_int;
+    fn memcpy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void;
+    fn memmove(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void;
+    fn memset(to: *mut c_void, byte: c_int, len: usize) -> *mut c_void;
+    fn memcmp(a: *const c_void, b: *const c_void, len: usize) -> c_int;
+}
+
+macro_rules! table {
+    ($($(#[$_m:meta])* $module:ident :: { $($name:ident),* $(,)? })*) => {
+        &[$($((stringify!($name), $module::$name as *const c_void),)*)*]
+    };
+}
+
+/// A function that a module can import.
+pub type Export = (&'static str, *const c_void);
+
+/// The functions.
+pub fn functions() -> Vec<Export> {
+    let mut all: Vec<Export> = table! {
+        lock::{ __mtx_lock_flags, __mtx_unlock_flags, _mtx_init, _mtx_destroy, _sleep, wakeup, pause_sbt }
+        memory::{ malloc, free, malloc_init, malloc_uninit, uma_zcreate, uma_zdestroy, uma_zalloc_arg, uma_zfree_arg }
+        user::{ copyin, copyout }
+        task::{ taskqueue_enqueue, taskqueue_drain_all }
+        thread::{ eventratecheck, securelevel_gt }
+        devfs::{ destroy_dev_sched_cb, destroy_dev_drain, devfs_set_cdevpriv, devfs_get_cdevpriv }
+        kqueue::{ knlist_init_mtx, knlist_destroy, knlist_add, knlist_remove, knote, selrecord, selwakeuppri, seldrain }
+        sysctl::{ sysctl_handle_int, sysctl_handle_long }
+        cam::{
+            xpt_create_path, xpt_free_path, xpt_path_mtx, xpt_lock_buses, xpt_unlock_buses,
+            xpt_register_async, xpt_async, xpt_alloc_ccb, xpt_free_ccb, xpt_setup_ccb_flags,
+            xpt_merge_ccb, xpt_action, xpt_schedule, xpt_release_ccb,
+            periphdriver_register, periphdriver_unregister,
+            cam_periph_alloc, cam_periph_acquire, cam_periph_release, cam_periph_invalidate,
+            cam_periph_async, cam_periph_getccb, cam_periph_runccb, cam_periph_error,
+            cam_periph_mapmem, cam_periph_unmapmem, cam_release_devq,
+        }
+    }
+    .to_vec();
+    all.extend([
+        ("printf", uk_printf as *const c_void),
+        ("panic", uk_panicf as *const c_void),
+        ("make_dev_s", uk_make_dev_s as *const c_void),
+        ("memcpy", memcpy as *const c_void),
+        ("memmove", memmove as *const c_void),
+        ("memset", memset as *const c_void),
+        ("memcmp", memcmp as *const c_void),
+    ]);
+    all
+}
+
+/// Variables that a module can import, and their sizes in bytes. They live in
+/// the low 2 GiB, where the kernel's code model reaches them.
+pub const VARIABLES: &[(&str, usize)] = &[
+    ("periph_drivers", size_of::<usize>()),
+    ("taskqueue_thread", size_of::<usize>()),
+    ("sysctl___kern_cam", size_of::<crate::sys::sysctl_oid>()),
+];
+
+/// Functions that the loader calls itself, by comparing addresses.
+pub const REGISTER_MODULE: &str = "module_register_init";

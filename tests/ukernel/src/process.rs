@@ -1,0 +1,284 @@
+//! A process of the user-mode kernel: descriptors and system calls, as the
+//! conformance suite and the programs here make them.
+
+use crate::{
+    cam::{self, Device},
+    devfs::{self, File, wait_until},
+    disk::{Config, RamDisk},
+    kqueue::Kqueue,
+    loader::Module,
+    sys, user,
+};
+use conform::sys::{Access, Errno, Fd, Sys};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+enum Descriptor {
+    File(Arc<File>),
+    Kqueue(Arc<Kqueue>),
+}
+
+/// The open descriptors, shared by the threads of the process.
+#[derive(Default)]
+pub struct Process {
+    table: Mutex<BTreeMap<Fd, Descriptor>>,
+}
+
+const EBADF: Errno = sys::EBADF as Errno;
+
+impl Process {
+    fn add(&self, descriptor: Descriptor) -> Fd {
+        let mut table = self.table.lock().unwrap();
+        let fd = (3..).find(|fd| !table.contains_key(fd)).expect("a number");
+        table.insert(fd, descriptor);
+        fd
+    }
+
+    fn file(&self, fd: Fd) -> Result<Arc<File>, Errno> {
+        match self.table.lock().unwrap().get(&fd) {
+            Some(Descriptor::File(file)) => Ok(file.clone()),
+            _ => Err(EBADF),
+        }
+    }
+
+    fn queue(&self, fd: Fd) -> Result<Arc<Kqueue>, Errno> {
+        match self.table.lock().unwrap().get(&fd) {
+            Some(Descriptor::Kqueue(kq)) => Ok(kq.clone()),
+            _ => Err(EBADF),
+        }
+    }
+
+    /// open(2).
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn open(&self, path: &str, flags: i32) -> Result<Fd, Errno> {
+        Ok(self.add(Descriptor::File(devfs::open(path, flags)?)))
+    }
+
+    /// close(2): the events on the descriptor go first.
+    pub fn close(&self, fd: Fd) {
+        let (gone, queues) = {
+            let mut table = self.table.lock().unwrap();
+            let gone = table.remove(&fd);
+            let queues: Vec<_> = table
+                .values()
+                .filter_map(|d| match d {
+                    Descriptor::Kqueue(kq) => Some(kq.clone()),
+                    Descriptor::File(_) => None,
+                })
+                .collect();
+            (gone, queues)
+        };
+        for kq in queues {
+            kq.fd_closed(fd);
+        }
+        drop(gone);
+    }
+
+    /// ioctl(2).
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn ioctl(&self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {
+        self.file(fd)?.ioctl(request, arg)
+    }
+
+    /// kqueue(2).
+    pub fn kqueue(&self) -> Fd {
+        self.add(Descriptor::Kqueue(Arc::new(Kqueue::new())))
+    }
+
+    /// kevent(2).
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn kevent(
+        &self,
+        kq: Fd,
+        changes: &[sys::kevent],
+        events: &mut [sys::kevent],
+        timeout: Option<Duration>,
+    ) -> Result<usize, Errno> {
+        let kq = self.queue(kq)?;
+        for change in changes {
+            let file = self.file(change.ident as Fd)?;
+            kq.change(change, &file)?;
+        }
+        Ok(kq.wait(events, timeout))
+    }
+
+    /// poll(2) on one descriptor.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn poll(&self, fd: Fd, events: i16, timeout: Option<Duration>) -> Result<i16, Errno> {
+        Ok(self.file(fd)?.poll(events, timeout))
+    }
+}
+
+/// The machine: a process, and a disk that can be pulled out.
+pub struct Machine {
+    process: Process,
+    config: Config,
+    disk: Option<(Arc<Device>, Arc<RamDisk>)>,
+    pulled: u32,
+}
+
+/// Where the disk sits: bus 0, target 0, LUN 0.
+const SLOT: (u32, u32, u64) = (0, 0, 0);
+
+impl Machine {
+    /// A machine with one disk.
+    pub fn new(config: Config) -> Self {
+        let mut machine = Machine {
+            process: Process::default(),
+            config,
+            disk: None,
+            pulled: 0,
+        };
+        machine.plug();
+        machine
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The disk that is in now.
+    ///
+    /// # Panics
+    /// When none is.
+    pub fn disk(&self) -> &Arc<RamDisk> {
+        &self.disk.as_ref().expect("a disk is in").1
+    }
+
+    /// The CAM device of the disk.
+    ///
+    /// # Panics
+    /// When none is in.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.disk.as_ref().expect("a disk is in").0
+    }
+
+    fn plug(&mut self) {
+        let disk = RamDisk::new(&format!("QP{:04}", self.pulled), self.config.clone());
+        self.disk = Some((cam::attach(SLOT, disk.clone()), disk));
+        cam::settle();
+    }
+
+    /// Puts a disk in and does not wait for its node.
+    pub fn arrive_unseen(&mut self) {
+        self.plug();
+    }
+
+    /// Pulls the disk and does not wait.
+    ///
+    /// # Panics
+    /// When none is in.
+    pub fn pull(&mut self) -> Arc<Device> {
+        let (device, _) = self.disk.take().expect("a disk is in");
+        self.pulled += 1;
+        cam::detach(&device);
+        device
+    }
+
+    /// Loads the module and waits for `/dev/qpass0`.
+    ///
+    /// # Errors
+    /// See [`Module::load`].
+    pub fn load(&self, file: &[u8]) -> Result<Module, String> {
+        let module = Module::load(file)?;
+        Ok(module)
+    }
+
+    /// Unloads the module, waiting while commands of closed opens are under
+    /// way.
+    ///
+    /// # Panics
+    /// When it is not unloaded within some seconds.
+    pub fn unload(&self, module: Module) {
+        let mut module = Some(module);
+        for _ in 0..2000 {
+            match module.take().expect("one module").unload() {
+                Ok(()) => return,
+                Err((errno, still)) => {
+                    assert_eq!(errno, sys::EBUSY as i32, "unload");
+                    module = Some(still);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        panic!("unload stays EBUSY");
+    }
+}
+
+impl Sys for Machine {
+    fn open(&mut self, path: &str, flags: i32) -> Result<Fd, Errno> {
+        self.process.open(path, flags)
+    }
+
+    fn close(&mut self, fd: Fd) {
+        self.process.close(fd);
+    }
+
+    fn ioctl(&mut self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {
+        self.process.ioctl(fd, request, arg)
+    }
+
+    fn kqueue(&mut self) -> Result<Fd, Errno> {
+        Ok(self.process.kqueue())
+    }
+
+    fn kevent(
+        &mut self,
+        kq: Fd,
+        changes: &[sys::kevent],
+        events: &mut [sys::kevent],
+        timeout_ms: u32,
+    ) -> Result<usize, Errno> {
+        let timeout = Duration::from_millis(u64::from(timeout_ms));
+        self.process.kevent(kq, changes, events, Some(timeout))
+    }
+
+    fn poll(&mut self, fd: Fd, events: i16, timeout_ms: i32) -> Result<i16, Errno> {
+        let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
+        self.process.poll(fd, events, timeout)
+    }
+
+    fn map(&mut self, len: usize) -> *mut u8 {
+        user::map(len)
+    }
+
+    unsafe fn unmap(&mut self, at: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { user::unmap(at, len) };
+    }
+
+    fn protect(&mut self, at: *mut u8, _len: usize, access: Access) {
+        user::protect(at, access);
+    }
+
+    fn print(&mut self, line: &str) {
+        println!("{line}");
+    }
+
+    fn can_depart(&self) -> bool {
+        true
+    }
+
+    fn depart(&mut self) {
+        let device = self.pull();
+        cam::settle();
+        cam::wait_free(&device);
+    }
+
+    fn arrive(&mut self) {
+        self.plug();
+        wait_until("/dev/qpass0 is there", || devfs::exists("qpass0"));
+    }
+}

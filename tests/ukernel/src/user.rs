@@ -1,0 +1,117 @@
+//! A process's memory, and copy(9) to and from it: an address counts only if
+//! it was mapped, and as it was protected.
+
+use crate::{fault, lock::may_sleep, sys};
+use conform::sys::Access;
+use std::{
+    collections::BTreeMap,
+    ffi::{c_int, c_void},
+    sync::RwLock,
+};
+
+/// Start, length and protection of what is mapped.
+static MAPPED: RwLock<BTreeMap<usize, (usize, Access)>> = RwLock::new(BTreeMap::new());
+
+/// mmap(2), anonymous.
+pub fn map(len: usize) -> *mut u8 {
+    // SAFETY: fresh memory.
+    let at = unsafe {
+        libc::mmap(
+            core::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(at, libc::MAP_FAILED, "mmap");
+    MAPPED
+        .write()
+        .unwrap()
+        .insert(at as usize, (len, Access::Write));
+    at.cast()
+}
+
+/// munmap(2).
+///
+/// # Safety
+/// The memory came from [`map`] and is not used any more.
+pub unsafe fn unmap(at: *mut u8, len: usize) {
+    MAPPED.write().unwrap().remove(&(at as usize));
+    // SAFETY: the caller's promise.
+    unsafe { libc::munmap(at.cast(), len) };
+}
+
+/// mprotect(2) of a whole mapping.
+pub fn protect(at: *mut u8, access: Access) {
+    if let Some(entry) = MAPPED.write().unwrap().get_mut(&(at as usize)) {
+        entry.1 = access;
+    }
+}
+
+fn allows(at: usize, len: usize, write: bool) -> bool {
+    let Some(end) = at.checked_add(len) else {
+        return false;
+    };
+    let mapped = MAPPED.read().unwrap();
+    let mut here = at;
+    // A range may span mappings that happen to touch.
+    while here < end {
+        let Some((start, (size, access))) = mapped.range(..=here).next_back() else {
+            return false;
+        };
+        let good = match access {
+            Access::None => false,
+            Access::Read => !write,
+            Access::Write => true,
+        };
+        if !good || start + size <= here {
+            return false;
+        }
+        here = start + size;
+    }
+    true
+}
+
+/// copyin(9).
+pub fn read(from: usize, to: &mut [u8]) -> Result<(), i32> {
+    may_sleep("copyin");
+    if fault::COPYIN.fails() || !allows(from, to.len(), false) {
+        return Err(sys::EFAULT as i32);
+    }
+    // SAFETY: mapped, and a test does not unmap memory that it has a call on.
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
+    Ok(())
+}
+
+/// copyout(9).
+pub fn write(from: &[u8], to: usize) -> Result<(), i32> {
+    may_sleep("copyout");
+    if fault::COPYOUT.fails() || !allows(to, from.len(), true) {
+        return Err(sys::EFAULT as i32);
+    }
+    // SAFETY: as in read().
+    unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
+    Ok(())
+}
+
+pub(crate) unsafe extern "C" fn copyin(
+    from: *const c_void,
+    to: *mut c_void,
+    len: usize,
+) -> c_int {
+    // SAFETY: kernel memory of the module's.
+    let to = unsafe { core::slice::from_raw_parts_mut(to.cast::<u8>(), len) };
+    read(from as usize, to).err().unwrap_or(0)
+}
+
+pub(crate) unsafe extern "C" fn copyout(
+    from: *const c_void,
+    to: *mut c_void,
+    len: usize,
+) -> c_int {
+    // SAFETY: kernel memory of the module's.
+    let from = unsafe { core::slice::from_raw_parts(from.cast::<u8>(), len) };
+    write(from, to as usize).err().unwrap_or(0)
+}

@@ -1,0 +1,873 @@
+//! qpass.ko in the user-mode kernel: the conformance suite, and what only this
+//! kernel can do: faults on order, stuck and lying disks, devices pulled under
+//! load, and a look at what is left.
+//!
+//! Every test runs in a process of its own, because a kernel is one to a
+//! process and a broken rule ends it.
+
+use conform::{command::Command, sys::Sys};
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::{
+    path::PathBuf,
+    process::{Command as Process, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use ukernel::{
+    cam, devfs,
+    devfs::wait_until,
+    disk::Config,
+    fault, kqueue,
+    loader::Module,
+    lock, memory,
+    process::Machine,
+    sys, sysctl, thread,
+};
+
+const RDWR: i32 = sys::O_RDWR as i32;
+const POLLIN: i16 = sys::POLLIN as i16;
+const EBUSY: i32 = sys::EBUSY as i32;
+const EAGAIN: i32 = sys::EAGAIN as i32;
+const ENXIO: i32 = sys::ENXIO as i32;
+const EFAULT: i32 = sys::EFAULT as i32;
+const NODE: &str = "/dev/qpass0";
+const NODEV: &str = "qpass0";
+
+/// The module under test.
+fn ko() -> Vec<u8> {
+    let path = std::env::var_os("QPASS_KO").map_or_else(
+        || {
+            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join("../../target/kmod/freebsd-14/qpass.ko")
+        },
+        PathBuf::from,
+    );
+    std::fs::read(&path).unwrap_or_else(|e| {
+        panic!("{}: {e}: run scripts/build.sh first", path.display());
+    })
+}
+
+/// A machine with the module loaded and the node there.
+fn boot(config: Config) -> (Machine, Module) {
+    let machine = Machine::new(config);
+    let module = machine.load(&ko()).expect("load");
+    wait_until("/dev/qpass0 is there", || devfs::exists(NODEV));
+    (machine, module)
+}
+
+macro_rules! tests {
+    ($($name:ident;)*) => {
+        const TESTS: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+tests! {
+    a_missing_import_stops_the_load_by_name;
+    the_node_is_roots_and_operators;
+    load_and_unload_leave_nothing;
+    unload_is_refused_while_open;
+    unload_is_refused_while_a_closed_opens_command_is_sent;
+    unload_is_refused_while_a_kqueue_holds_an_event;
+    a_device_that_arrives_later_gets_a_node;
+    a_device_that_leaves_loses_its_node;
+    a_device_can_come_back_while_the_old_one_is_open;
+    a_failed_attach_leaves_nothing;
+    a_failed_registration_refuses_the_load;
+    a_failed_zone_is_enomem;
+    each_copy_that_fails_is_efault;
+    a_ccb_that_cannot_be_had_comes_later;
+    the_request_limit_is_eagain;
+    the_byte_limit_is_eagain;
+    a_32_bit_process_gets_enotty;
+    a_raised_securelevel_refuses_opens;
+    a_lying_residual_shows_no_stale_byte;
+    unit_attention_is_retried_when_asked;
+    unit_attention_is_told_when_not;
+    a_full_queue_is_drained_in_order;
+    poll_wakes_a_sleeping_thread;
+    kevent_wakes_a_sleeping_thread;
+    edge_triggered_events_come_once_a_completion;
+    nobody_is_woken_when_nobody_waits;
+    many_threads_share_an_open;
+    many_opens_share_a_device;
+    a_device_pulled_under_load_frees_everything;
+    zones_go_with_the_last_open;
+    the_console_stays_quiet;
+}
+
+fn a_missing_import_stops_the_load_by_name() {
+    let mut file = ko();
+    let name = b"cam_periph_runccb";
+    let at = file
+        .windows(name.len())
+        .position(|w| w == name)
+        .expect("the import is in the string table");
+    file[at..at + name.len()].copy_from_slice(b"cam_periph_runxxx");
+    let error = Module::load(&file).err().expect("the load fails");
+    assert_eq!(error, "undefined symbols: cam_periph_runxxx");
+}
+
+fn the_node_is_roots_and_operators() {
+    let (machine, module) = boot(Config::default());
+    assert_eq!(devfs::ownership(NODEV), Some((0, 5, 0o600)));
+    machine.unload(module);
+}
+
+fn load_and_unload_leave_nothing() {
+    let mut machine = Machine::new(Config::default());
+    for _ in 0..5 {
+        let module = machine.load(&ko()).expect("load");
+        assert!(devfs::exists(NODEV));
+        let fd = machine.open(NODE, RDWR).expect("open");
+        let mut command = Command::new(&mut machine, 512);
+        command.rw10(false, 0, 1);
+        command.queue(&mut machine, fd).expect("queue");
+        machine.close(fd);
+        machine.unload(module);
+        assert!(!devfs::exists(NODEV));
+        assert_eq!(memory::malloc_live("qpass"), 0);
+    }
+}
+
+fn unload_is_refused_while_open() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let (errno, module) = module.unload().err().expect("refused");
+    assert_eq!(errno, EBUSY);
+    // And nothing has changed.
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    command.send(&mut machine, fd).expect("still works");
+    let second = machine.open(NODE, RDWR).expect("still opens");
+    machine.close(second);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn unload_is_refused_while_a_closed_opens_command_is_sent() {
+    let (mut machine, module) = boot(Config::default());
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 4096);
+    command.rw10(false, 0, 8);
+    for _ in 0..40 {
+        command.queue(&mut machine, fd).expect("queue");
+    }
+    machine.close(fd);
+    let start = Instant::now();
+    let (errno, module) = module.unload().err().expect("refused");
+    assert_eq!(errno, EBUSY);
+    assert!(start.elapsed() < Duration::from_secs(5), "and at once");
+    machine.disk().unstick();
+    machine.unload(module);
+}
+
+fn unload_is_refused_while_a_kqueue_holds_an_event() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let kq = machine.kqueue().expect("kqueue");
+    watch(&mut machine, kq, fd, sys::EV_ADD);
+    machine.depart();
+    let (errno, module) = module.unload().err().expect("refused");
+    assert_eq!(errno, EBUSY);
+    machine.close(fd);
+    machine.unload(module);
+    machine.close(kq);
+}
+
+fn a_device_that_arrives_later_gets_a_node() {
+    let mut machine = Machine::new(Config::default());
+    let device = machine.pull();
+    cam::wait_free(&device);
+    let module = machine.load(&ko()).expect("load without a device");
+    assert!(!devfs::exists(NODEV));
+    machine.arrive();
+    let fd = machine.open(NODE, RDWR).expect("open");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_device_that_leaves_loses_its_node() {
+    let (mut machine, module) = boot(Config::default());
+    machine.depart();
+    assert!(!devfs::exists(NODEV));
+    assert_eq!(cam::PERIPHS.load(Ordering::SeqCst), 0);
+    machine.unload(module);
+}
+
+fn a_device_can_come_back_while_the_old_one_is_open() {
+    let (mut machine, module) = boot(Config::default());
+    let old = machine.open(NODE, RDWR).expect("open");
+    for _ in 0..3 {
+        machine.depart();
+        machine.arrive();
+        let new = machine.open(NODE, RDWR).expect("open the new one");
+        let mut command = Command::new(&mut machine, 0);
+        command.test_unit_ready();
+        assert_eq!(command.send(&mut machine, old), Err(ENXIO));
+        assert_eq!(command.send(&mut machine, new), Ok(()));
+        machine.close(new);
+    }
+    machine.close(old);
+    machine.unload(module);
+}
+
+fn a_failed_attach_leaves_nothing() {
+    let points: [(&fault::Point, u32); 3] = [
+        (&fault::MALLOC, 12),
+        (&fault::MAKE_DEV, 1),
+        (&fault::REGISTER_ASYNC, 1),
+    ];
+    let (mut machine, module) = boot(Config::default());
+    let mut failed = 0;
+    for (point, last) in points {
+        for n in 1..=last {
+            machine.depart();
+            point.arm(n);
+            // No wait: the node may not come.
+            machine.arrive_unseen();
+            cam::settle();
+            point.arm(0);
+            if !devfs::exists(NODEV) {
+                failed += 1;
+                assert_eq!(cam::PERIPHS.load(Ordering::SeqCst), 0);
+                machine.depart();
+                machine.arrive();
+            }
+        }
+    }
+    assert!(failed >= 4, "only {failed} attaches failed");
+    let fd = machine.open(NODE, RDWR).expect("open after all that");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_failed_registration_refuses_the_load() {
+    let machine = Machine::new(Config::default());
+    fault::REGISTER_ASYNC.arm(1);
+    let error = machine.load(&ko()).err().expect("refused");
+    assert_eq!(error, format!("MOD_LOAD: errno {ENXIO}"));
+    let module = machine.load(&ko()).expect("the next load works");
+    machine.unload(module);
+}
+
+fn a_failed_zone_is_enomem() {
+    let (mut machine, module) = boot(Config::default());
+    let mut command = Command::new(&mut machine, 512);
+    command.rw10(false, 0, 1);
+    let mut n = 0;
+    loop {
+        n += 1;
+        fault::ZCREATE.arm(n);
+        let fd = machine.open(NODE, RDWR).expect("open");
+        let queued = command.queue(&mut machine, fd);
+        let fired = fault::ZCREATE.fired();
+        fault::ZCREATE.arm(0);
+        if !fired {
+            assert_eq!(queued, Ok(()));
+            machine.close(fd);
+            break;
+        }
+        assert_eq!(queued, Err(sys::ENOMEM as i32), "zone {n}");
+        machine.close(fd);
+        wait_until("no zone is left", || memory::zones().is_empty());
+    }
+    assert_eq!(n, 7, "a zone for requests and five for data");
+    machine.unload(module);
+}
+
+fn each_copy_that_fails_is_efault() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 8192);
+    // Two copies in: the CCB and the data; the CDB by pointer is a third.
+    let cdb = command.data.address() + 4096;
+    command.data.bytes_mut()[4096] = 0x2a;
+    command.data.bytes_mut()[4096 + 8] = 1;
+    let set_up = |command: &mut Command| {
+        command.rw10(true, 0, 1);
+        command.hdr().flags |= sys::CAM_CDB_POINTER;
+        command.csio().cdb_io.cdb_ptr = cdb as *mut u8;
+    };
+    for n in 1..=3 {
+        set_up(&mut command);
+        fault::COPYIN.arm(n);
+        assert_eq!(command.queue(&mut machine, fd), Err(EFAULT), "copyin {n}");
+        assert!(fault::COPYIN.fired());
+        fault::COPYIN.arm(0);
+        assert_eq!(command.get(&mut machine, fd), Err(sys::ENOENT as i32));
+    }
+    set_up(&mut command);
+    command.queue(&mut machine, fd).expect("queue");
+    assert_eq!(machine.poll(fd, POLLIN, 10_000), Ok(POLLIN));
+    command.get(&mut machine, fd).expect("get");
+    // Two copies out: the data and the CCB.
+    command.inquiry(36);
+    command.queue(&mut machine, fd).expect("queue");
+    assert_eq!(machine.poll(fd, POLLIN, 10_000), Ok(POLLIN));
+    for n in 1..=2 {
+        fault::COPYOUT.arm(n);
+        assert_eq!(command.get(&mut machine, fd), Err(EFAULT), "copyout {n}");
+        fault::COPYOUT.arm(0);
+    }
+    command.get(&mut machine, fd).expect("not lost");
+    assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_ccb_that_cannot_be_had_comes_later() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    for _ in 0..20 {
+        fault::GET_CCB.arm(1);
+        command.queue(&mut machine, fd).expect("queue");
+        assert_eq!(machine.poll(fd, POLLIN, 10_000), Ok(POLLIN));
+        assert!(fault::GET_CCB.fired());
+        command.get(&mut machine, fd).expect("get");
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn the_request_limit_is_eagain() {
+    let (mut machine, module) = boot(Config::default());
+    sysctl::set("max_requests", 5);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let other = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    for _ in 0..5 {
+        command.queue(&mut machine, fd).expect("queue");
+    }
+    assert_eq!(command.queue(&mut machine, fd), Err(EAGAIN));
+    command.queue(&mut machine, other).expect("another open's limit");
+    // Done is outstanding still; reaped is not.
+    assert_eq!(machine.poll(fd, POLLIN, 10_000), Ok(POLLIN));
+    assert_eq!(command.queue(&mut machine, fd), Err(EAGAIN));
+    command.get(&mut machine, fd).expect("get");
+    command.test_unit_ready();
+    command.queue(&mut machine, fd).expect("room again");
+    machine.close(fd);
+    machine.close(other);
+    machine.unload(module);
+}
+
+fn the_byte_limit_is_eagain() {
+    let (mut machine, module) = boot(Config::default());
+    sysctl::set("max_bytes", 100_000);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 65536);
+    command.rw10(false, 0, 128);
+    command.queue(&mut machine, fd).expect("queue");
+    assert_eq!(command.queue(&mut machine, fd), Err(EAGAIN));
+    let mut small = Command::new(&mut machine, 4096);
+    small.rw10(false, 0, 8);
+    small.queue(&mut machine, fd).expect("what fits is taken");
+    assert_eq!(machine.poll(fd, POLLIN, 10_000), Ok(POLLIN));
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_32_bit_process_gets_enotty() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    thread::current().set_32bit(true);
+    let enotty = Err(sys::ENOTTY as i32);
+    assert_eq!(command.queue(&mut machine, fd), enotty);
+    assert_eq!(command.get(&mut machine, fd), enotty);
+    thread::current().set_32bit(false);
+    assert_eq!(command.queue(&mut machine, fd), Ok(()));
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_raised_securelevel_refuses_opens() {
+    let (mut machine, module) = boot(Config::default());
+    thread::SECURELEVEL.store(2, Ordering::SeqCst);
+    assert_eq!(machine.open(NODE, RDWR), Err(sys::EPERM as i32));
+    thread::SECURELEVEL.store(1, Ordering::SeqCst);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_lying_residual_shows_no_stale_byte() {
+    const LEN: usize = 65536;
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut write = Command::new(&mut machine, LEN);
+    write.rw10(true, 0, 128);
+    write.data.bytes_mut().fill(0xee);
+    let mut inquiry = Command::new(&mut machine, LEN);
+    machine
+        .disk()
+        .lies_about_residual
+        .store(true, Ordering::SeqCst);
+    for synchronous in [false, true] {
+        queue_and_get(&mut machine, fd, &write);
+        inquiry.inquiry(36);
+        inquiry.csio().dxfer_len = LEN as u32;
+        inquiry.data.bytes_mut().fill(0x55);
+        if synchronous {
+            inquiry.send(&mut machine, fd).expect("send");
+        } else {
+            queue_and_get(&mut machine, fd, &inquiry);
+        }
+        assert_eq!(inquiry.ended().resid, 0, "the disk lies");
+        assert_eq!(&inquiry.data.bytes()[8..13], b"QPASS");
+        assert!(inquiry.data.bytes()[36..].iter().all(|b| *b == 0));
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn unit_attention_is_retried_when_asked() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 512);
+    for freeze in [false, true] {
+        for synchronous in [false, true] {
+            machine.disk().unit_attentions.store(1, Ordering::SeqCst);
+            let before = machine.disk().commands.load(Ordering::SeqCst);
+            command.rw10(false, 0, 1);
+            command.hdr().flags |= sys::CAM_PASS_ERR_RECOVER;
+            if freeze {
+                command.hdr().flags &= !sys::CAM_DEV_QFRZDIS;
+            }
+            if synchronous {
+                command.send(&mut machine, fd).expect("send");
+            } else {
+                queue_and_get(&mut machine, fd, &command);
+            }
+            assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+            assert_eq!(machine.disk().commands.load(Ordering::SeqCst), before + 2);
+        }
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn unit_attention_is_told_when_not() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 512);
+    command.rw10(false, 0, 1);
+    machine.disk().unit_attentions.store(1, Ordering::SeqCst);
+    queue_and_get(&mut machine, fd, &command);
+    assert_eq!(command.ended().sense, (6, 0x29, 0));
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_full_queue_is_drained_in_order() {
+    let (mut machine, module) = boot(Config {
+        openings: 1,
+        threads: 1,
+        ..Config::default()
+    });
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 512);
+    command.rw10(false, 0, 1);
+    for tag in 0..200 {
+        command.set_private(0, tag);
+        command.queue(&mut machine, fd).expect("queue");
+    }
+    for tag in 0..200 {
+        assert_eq!(machine.poll(fd, POLLIN, 10_000), Ok(POLLIN));
+        command.get(&mut machine, fd).expect("get");
+        assert_eq!(command.private(0), tag);
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn poll_wakes_a_sleeping_thread() {
+    wakes(|machine, fd| {
+        assert_eq!(
+            machine.process().poll(fd, POLLIN, Some(Duration::from_secs(20))),
+            Ok(POLLIN)
+        );
+    });
+}
+
+fn kevent_wakes_a_sleeping_thread() {
+    wakes(|machine, fd| {
+        let kq = machine.process().kqueue();
+        let change = event(fd, sys::EV_ADD);
+        let mut events = [event(0, 0)];
+        let n = machine
+            .process()
+            .kevent(kq, &[change], &mut events, Some(Duration::from_secs(20)));
+        assert_eq!(n, Ok(1));
+        machine.process().close(kq);
+    });
+}
+
+/// A thread sleeps in `wait` while another queues, a hundred times.
+fn wakes(wait: impl Fn(&Machine, i32) + Sync) {
+    let (mut machine, module) = boot(Config {
+        latency: Duration::from_micros(200),
+        ..Config::default()
+    });
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    let ccb = command.ccb.address();
+    let shared = &machine;
+    for _ in 0..100 {
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| wait(shared, fd));
+            shared
+                .process()
+                .ioctl(fd, sys::QPC_CAMIOQUEUE, ccb)
+                .expect("queue");
+            waiter.join().expect("the waiter is woken");
+        });
+        shared
+            .process()
+            .ioctl(fd, sys::QPC_CAMIOGET, ccb)
+            .expect("get");
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn edge_triggered_events_come_once_a_completion() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let kq = machine.kqueue().expect("kqueue");
+    watch(&mut machine, kq, fd, sys::EV_ADD | sys::EV_CLEAR);
+    let mut command = Command::new(&mut machine, 0);
+    command.immediate(sys::XPT_PATH_INQ);
+    for n in 1..=3 {
+        command.queue(&mut machine, fd).expect("queue");
+        assert_eq!(next(&mut machine, kq), Some(n));
+        assert_eq!(next(&mut machine, kq), None);
+    }
+    machine.close(kq);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn nobody_is_woken_when_nobody_waits() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    let before = kqueue::WAKEUPS.load(Ordering::SeqCst);
+    for _ in 0..50 {
+        command.queue(&mut machine, fd).expect("queue");
+        while command.get(&mut machine, fd).is_err() {
+            std::thread::yield_now();
+        }
+        command.test_unit_ready();
+    }
+    assert_eq!(kqueue::WAKEUPS.load(Ordering::SeqCst), before);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// Threads × commands on descriptors of one disk with latency and reordering.
+fn load(machine: &Machine, fds: &[i32], threads: usize, commands: usize) -> u64 {
+    let reaped = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let fd = fds[thread % fds.len()];
+            let reaped = &reaped;
+            scope.spawn(move || {
+                let mut sys = Shared(machine);
+                let mut command = Command::new(&mut sys, 8192);
+                for i in 0..commands {
+                    match (i + thread) % 4 {
+                        0 => command.test_unit_ready(),
+                        1 => command.immediate(sys::XPT_GDEV_TYPE),
+                        2 => command.rw10(true, (thread * 64) as u32, 16),
+                        _ => command.rw10(false, (i % 1000) as u32, 16),
+                    }
+                    command.queue(&mut sys, fd).expect("queue");
+                    // Whose completion it is does not matter here.
+                    loop {
+                        let _ = sys.poll(fd, POLLIN, 20_000);
+                        if command.get(&mut sys, fd).is_ok() {
+                            break;
+                        }
+                    }
+                    assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+                    reaped.fetch_add(1, Ordering::Relaxed);
+                }
+                command.free(&mut sys);
+            });
+        }
+    });
+    reaped.into_inner()
+}
+
+const BUSY: Config = Config {
+    size: 8 << 20,
+    maxio: 1 << 20,
+    openings: 8,
+    latency: Duration::from_micros(20),
+    jitter: Duration::from_micros(300),
+    threads: 3,
+};
+
+fn many_threads_share_an_open() {
+    let (mut machine, module) = boot(BUSY);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    assert_eq!(load(&machine, &[fd], 6, 200), 1200);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn many_opens_share_a_device() {
+    let (mut machine, module) = boot(BUSY);
+    let fds: Vec<_> = (0..6)
+        .map(|_| machine.open(NODE, RDWR).expect("open"))
+        .collect();
+    assert_eq!(load(&machine, &fds, 6, 200), 1200);
+    for fd in fds {
+        machine.close(fd);
+    }
+    machine.unload(module);
+}
+
+fn a_device_pulled_under_load_frees_everything() {
+    let (mut machine, module) = boot(BUSY);
+    for round in 0..10u64 {
+        let fds: Vec<_> = (0..4)
+            .map(|_| machine.open(NODE, RDWR).expect("open"))
+            .collect();
+        let stop = AtomicBool::new(false);
+        let shared = &machine;
+        let device = std::thread::scope(|scope| {
+            for fd in &fds {
+                let (fd, stop) = (*fd, &stop);
+                scope.spawn(move || {
+                    let mut sys = Shared(shared);
+                    let mut command = Command::new(&mut sys, 8192);
+                    command.rw10(false, 0, 16);
+                    while !stop.load(Ordering::Relaxed) {
+                        match command.queue(&mut sys, fd) {
+                            Ok(()) | Err(EAGAIN) => {}
+                            Err(errno) => assert_eq!(errno, ENXIO),
+                        }
+                        let _ = sys.poll(fd, POLLIN, 1);
+                        if let Err(errno) = command.get(&mut sys, fd) {
+                            assert!([ENXIO, sys::ENOENT as i32].contains(&errno));
+                        }
+                        command.rw10(false, 0, 16);
+                        if let Err(errno) = command.send(&mut sys, fd) {
+                            assert_eq!(errno, ENXIO);
+                        }
+                        command.rw10(false, 0, 16);
+                    }
+                    command.free(&mut sys);
+                });
+            }
+            std::thread::sleep(Duration::from_millis(5 + round * 3));
+            let device = shared.device().clone();
+            cam::detach(&device);
+            cam::settle();
+            cam::wait_free(&device);
+            stop.store(true, Ordering::Relaxed);
+            device
+        });
+        device.check_idle();
+        for fd in fds {
+            machine.close(fd);
+        }
+        machine.arrive();
+    }
+    machine.unload(module);
+}
+
+fn zones_go_with_the_last_open() {
+    let (mut machine, module) = boot(Config::default());
+    let fds: Vec<_> = (0..2)
+        .map(|_| machine.open(NODE, RDWR).expect("open"))
+        .collect();
+    assert!(memory::zones().is_empty(), "none before the first request");
+    let mut command = Command::new(&mut machine, 4096);
+    command.rw10(false, 0, 8);
+    for fd in &fds {
+        queue_and_get(&mut machine, *fd, &command);
+    }
+    assert_eq!(memory::zones().len(), 6, "one set a device");
+    machine.close(fds[0]);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(memory::zones().len(), 6);
+    machine.close(fds[1]);
+    wait_until("the zones have gone", || memory::zones().is_empty());
+    machine.unload(module);
+}
+
+fn the_console_stays_quiet() {
+    let (mut machine, module) = boot(Config::default());
+    for case in conform::cases::ALL.iter().filter(|c| !c.departs) {
+        assert!(conform::run_one(case, &mut machine, NODE).is_ok());
+    }
+    assert_eq!(thread::console(), "");
+    machine.unload(module);
+    assert_eq!(thread::console(), "");
+    for (first, second) in lock::orders() {
+        println!("lock order: {first} -> {second}");
+    }
+}
+
+// ---- helpers ----
+
+/// The machine's process, for a thread of its own.
+struct Shared<'a>(&'a Machine);
+
+impl Sys for Shared<'_> {
+    fn open(&mut self, path: &str, flags: i32) -> Result<i32, i32> {
+        self.0.process().open(path, flags)
+    }
+    fn close(&mut self, fd: i32) {
+        self.0.process().close(fd);
+    }
+    fn ioctl(&mut self, fd: i32, request: u64, arg: usize) -> Result<(), i32> {
+        self.0.process().ioctl(fd, request, arg)
+    }
+    fn kqueue(&mut self) -> Result<i32, i32> {
+        Ok(self.0.process().kqueue())
+    }
+    fn kevent(
+        &mut self,
+        kq: i32,
+        changes: &[sys::kevent],
+        events: &mut [sys::kevent],
+        ms: u32,
+    ) -> Result<usize, i32> {
+        let timeout = Duration::from_millis(u64::from(ms));
+        self.0.process().kevent(kq, changes, events, Some(timeout))
+    }
+    fn poll(&mut self, fd: i32, events: i16, ms: i32) -> Result<i16, i32> {
+        let timeout = u64::try_from(ms).ok().map(Duration::from_millis);
+        self.0.process().poll(fd, events, timeout)
+    }
+    fn map(&mut self, len: usize) -> *mut u8 {
+        ukernel::user::map(len)
+    }
+    unsafe fn unmap(&mut self, at: *mut u8, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { ukernel::user::unmap(at, len) };
+    }
+    fn protect(&mut self, at: *mut u8, _len: usize, access: conform::sys::Access) {
+        ukernel::user::protect(at, access);
+    }
+    fn print(&mut self, line: &str) {
+        println!("{line}");
+    }
+    fn can_depart(&self) -> bool {
+        false
+    }
+    fn depart(&mut self) {
+        unreachable!()
+    }
+    fn arrive(&mut self) {
+        unreachable!()
+    }
+}
+
+fn event(fd: i32, flags: u32) -> sys::kevent {
+    // SAFETY: plain data.
+    let mut event: sys::kevent = unsafe { core::mem::zeroed() };
+    event.ident = fd as u64;
+    event.filter = sys::EVFILT_READ as i16;
+    event.flags = flags as u16;
+    event
+}
+
+fn watch(machine: &mut Machine, kq: i32, fd: i32, flags: u32) {
+    assert_eq!(machine.kevent(kq, &[event(fd, flags)], &mut [], 0), Ok(0));
+}
+
+/// The next event's `data`.
+fn next(machine: &mut Machine, kq: i32) -> Option<i64> {
+    let mut events = [event(0, 0)];
+    let n = machine.kevent(kq, &[], &mut events, 0).expect("kevent");
+    (n == 1).then_some(events[0].data)
+}
+
+fn queue_and_get(machine: &mut Machine, fd: i32, command: &Command) {
+    command.queue(machine, fd).expect("queue");
+    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+    command.get(machine, fd).expect("get");
+}
+
+/// A case of the conformance suite, then an unload with its checks.
+fn conformance(name: &str) {
+    let case = conform::cases::ALL
+        .iter()
+        .find(|case| case.name == name)
+        .expect("a case");
+    let (mut machine, module) = boot(Config::default());
+    let outcome = conform::run_one(case, &mut machine, NODE);
+    assert!(outcome.is_ok());
+    machine.unload(module);
+}
+
+/// Runs a test in a process of its own.
+fn in_child(name: &str) -> Result<(), Failed> {
+    let exe = std::env::current_exe()?;
+    let output = Process::new(exe).arg("--child").arg(name).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+    .into())
+}
+
+/// A test that hangs fails, and says so.
+fn watchdog() {
+    std::thread::spawn(|| {
+        std::thread::sleep(Duration::from_secs(120));
+        thread::broken("the test takes longer than two minutes");
+    });
+}
+
+fn child(name: &str) {
+    watchdog();
+    match name.strip_prefix("conform::") {
+        Some(case) => conformance(case),
+        None => {
+            let test = TESTS.iter().find(|t| t.0 == name).expect("a test");
+            (test.1)();
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, flag, name] = &args[..]
+        && flag == "--child"
+    {
+        child(name);
+        return ExitCode::SUCCESS;
+    }
+    let names = TESTS
+        .iter()
+        .map(|t| t.0.to_string())
+        .chain(conform::cases::ALL.iter().map(|c| format!("conform::{}", c.name)));
+    let trials: Vec<_> = names
+        .map(|name| {
+            let run: Arc<str> = name.as_str().into();
+            Trial::test(name, move || in_child(&run))
+        })
+        .collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
