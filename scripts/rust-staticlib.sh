@@ -11,7 +11,8 @@ cd "$(dirname "$0")/.."
 RUSTC_BOOTSTRAP=1
 RUSTFLAGS="-Crelocation-model=static -Ccode-model=kernel -Cforce-frame-pointers=yes -Cno-redzone=yes -Zplt=yes -Zremap-cwd-prefix=."
 CARGO_TARGET_DIR=$target_dir
-export RUSTC RUSTC_BOOTSTRAP RUSTFLAGS CARGO_TARGET_DIR
+[ -z "${RUSTC:-}" ] || export RUSTC
+export RUSTC_BOOTSTRAP RUSTFLAGS CARGO_TARGET_DIR
 "${CARGO:-cargo}" rustc -q --locked -p "$crate" --lib --release \
 	--crate-type staticlib --target x86_64-unknown-none -Zbuild-std=core
 cp "$target_dir/x86_64-unknown-none/release/lib$crate.a" "$out"

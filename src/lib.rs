@@ -9,7 +9,7 @@
 //! - [`limits`]: what an open may have outstanding;
 //! - [`request`]: a CCB of a user's on its way through the kernel;
 //! - [`buffer`]: the kernel memory that its data passes through;
-//! - [`unit`]: the periph of one device, its life and its lock;
+//! - [`mod@unit`]: the periph of one device, its life and its lock;
 //! - [`queue`]: the completions of one open;
 //! - [`notify`]: kqueue(2) and poll(2);
 //! - [`module`]: load and unload.

@@ -124,7 +124,7 @@ pub fn detach_all(callback: AsyncFn) -> Result {
         STATE.fetch_and(!UNLOADING, Ordering::SeqCst);
         // The units that have gone come back.
         started(periph::register_global_async(
-            sys::AC_FOUND_DEVICE as u32,
+            sys::AC_FOUND_DEVICE,
             callback,
         ));
     }

@@ -53,7 +53,7 @@ impl Queue {
         );
         Queue {
             knotes: KnList::new(&state),
-            select: SelInfo::new(),
+            select: SelInfo::empty(),
             state,
             account: Account::default(),
             _use: module_use,
@@ -62,6 +62,9 @@ impl Queue {
 
     /// Takes a completed request, and tells who waits. Nobody waits after
     /// close: the request is freed.
+    ///
+    /// One that could not be handed over comes back the same way, behind the
+    /// others: a buffer that is gone for good does not block them.
     pub fn complete(&self, request: ZoneBox<Request>) {
         let mut state = self.state.lock();
         if state.closed {
@@ -76,13 +79,6 @@ impl Queue {
     /// The oldest completion.
     pub fn take(&self) -> Option<ZoneBox<Request>> {
         self.state.lock().done.pop()
-    }
-
-    /// Puts a completion back that could not be handed over.
-    pub fn put_back(&self, request: ZoneBox<Request>) {
-        let mut state = self.state.lock();
-        state.done.push_front(request);
-        notify::wake(self, state);
     }
 
     /// Whether nobody reaps any more.

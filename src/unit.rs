@@ -80,7 +80,7 @@ impl Unit {
             held,
         )?;
         // From here on the device may leave at any time.
-        held.register_async(sys::AC_LOST_DEVICE as u32, async_entry)?;
+        held.register_async(sys::AC_LOST_DEVICE, async_entry)?;
         let node_ref = periph.acquire()?;
         // make_dev_s(9) sleeps.
         let made = held.unlocked(|| Node::make(&DEVSW, NAME, node_ref));
@@ -249,7 +249,7 @@ impl Unit {
     }
 
     fn run(&self, periph: &Periph, ccb: &mut Ccb, operation: Operation, priority: u32) -> Result {
-        let mut own = (operation == Operation::Immediate).then(OwnCcb::new);
+        let mut own = (operation == Operation::Immediate).then(OwnCcb::alloc);
         let mut held = periph.lock();
         if self.state.get(&mut held).gone {
             return Err(ENXIO);
@@ -322,7 +322,8 @@ impl Device for Qpass {
     /// # Errors
     /// `ENOTTY`: not an ioctl of this driver, or a queued one from a 32-bit
     /// process; `ENOENT`: CAMIOGET with nothing done; else see
-    /// [`Request::from_user`], [`Request::reap`] and [`Unit::command`].
+    /// [`Request::from_user`], [`Request::reap`], and, for CAMIOCOMMAND, `EACCES`,
+    /// `E2BIG` and `EINVAL` as pass(4).
     fn ioctl(file: &File, mut call: Ioctl<'_>, thread: Thread<'_>) -> Result {
         let open = &file.0;
         match ioctl::Request::parse(call.cmd())? {
@@ -340,7 +341,7 @@ impl Device for Qpass {
                 let mut request = open.queue.take().ok_or(ENOENT)?;
                 request
                     .reap(to)
-                    .inspect_err(|_| open.queue.put_back(request))
+                    .inspect_err(|_| open.queue.complete(request))
             }
         }
     }
@@ -357,7 +358,7 @@ impl Device for Qpass {
 /// CAM is up: hear of every device there is, and of every one that comes.
 unsafe extern "C" fn init_entry() {
     module::started(periph::register_global_async(
-        sys::AC_FOUND_DEVICE as u32,
+        sys::AC_FOUND_DEVICE,
         async_entry,
     ));
 }
@@ -374,7 +375,7 @@ unsafe extern "C" fn async_entry(
     path: *mut sys::cam_path,
     data: *mut c_void,
 ) {
-    if code != sys::AC_FOUND_DEVICE as u32 {
+    if code != sys::AC_FOUND_DEVICE {
         // SAFETY: registered with the periph as argument.
         unsafe { periph::default_async(arg, code, path, data) };
         return;

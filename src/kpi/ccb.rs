@@ -276,14 +276,11 @@ pub type DoneFn = unsafe extern "C" fn(*mut sys::cam_periph, *mut sys::ccb);
 /// own commands, without it the user sees every error at once.
 fn recovery_flags(ccb_flags: u32) -> (sys::cam_flags, u32) {
     if ccb_flags & sys::CAM_PASS_ERR_RECOVER != 0 {
-        (
-            sys::CAM_RETRY_SELTO,
-            (sys::SF_RETRY_UA | sys::SF_NO_PRINT) as u32,
-        )
+        (sys::CAM_RETRY_SELTO, (sys::SF_RETRY_UA | sys::SF_NO_PRINT))
     } else {
         (
             sys::CAM_FLAG_NONE,
-            (sys::SF_NO_RETRY | sys::SF_NO_RECOVERY | sys::SF_NO_PRINT) as u32,
+            (sys::SF_NO_RETRY | sys::SF_NO_RECOVERY | sys::SF_NO_PRINT),
         )
     }
 }
@@ -323,7 +320,7 @@ pub struct OwnCcb(NonNull<Ccb>);
 
 impl OwnCcb {
     /// Allocates; sleeps.
-    pub fn new() -> Self {
+    pub fn alloc() -> Self {
         // SAFETY: allocates with M_WAITOK and zeroes.
         let ccb = unsafe { sys::xpt_alloc_ccb() };
         OwnCcb(NonNull::new(ccb.cast()).expect("M_WAITOK CCB"))
@@ -331,7 +328,7 @@ impl OwnCcb {
 
     /// The contents.
     pub fn ccb_mut(&mut self) -> &mut Ccb {
-        // SAFETY: ours since new().
+        // SAFETY: ours since alloc().
         unsafe { self.0.as_mut() }
     }
 }

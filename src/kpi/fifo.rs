@@ -46,7 +46,7 @@ pub unsafe trait Entry: Sized {
     unsafe fn link(node: NonNull<Self::Node>) -> *mut Link<Self::Node>;
 }
 
-/// First in, first out; an entry can also be put back to the front.
+/// First in, first out.
 pub struct Fifo<E: Entry> {
     head: Option<NonNull<E::Node>>,
     tail: Option<NonNull<E::Node>>,
@@ -88,16 +88,6 @@ impl<E: Entry> Fifo<E> {
             }
         }
         self.tail = Some(node);
-        self.len += 1;
-    }
-
-    /// Puts an entry back where [`pop`](Self::pop) takes the next one.
-    pub fn push_front(&mut self, entry: E) {
-        let node = entry.into_raw();
-        // SAFETY: the node is ours since into_raw.
-        unsafe { (*E::link(node)).0 = self.head };
-        self.head = Some(node);
-        self.tail = self.tail.or(Some(node));
         self.len += 1;
     }
 
@@ -206,24 +196,6 @@ mod tests {
         assert_eq!(values(&mut fifo), [0, 1, 2, 3, 4]);
         assert!(fifo.is_empty());
         assert_eq!(Rc::strong_count(&alive), 1);
-    }
-
-    #[test]
-    fn an_entry_put_back_is_the_next_one_out() {
-        let alive = Rc::new(());
-        let mut fifo = filled(&alive, 3);
-        let first = fifo.pop().unwrap();
-        fifo.push_front(first);
-        assert_eq!(values(&mut fifo), [0, 1, 2]);
-        let mut fifo = filled(&alive, 1);
-        let only = fifo.pop().unwrap();
-        fifo.push_front(only);
-        fifo.push(Owned(Box::new(Node {
-            value: 9,
-            next: Link::new(),
-            _alive: alive.clone(),
-        })));
-        assert_eq!(values(&mut fifo), [0, 9]);
     }
 
     #[test]

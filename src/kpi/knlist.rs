@@ -93,19 +93,20 @@ impl Knote<'_> {
     /// by close(2), EV_DELETE or EV_ONESHOT, even when the device is long gone.
     pub fn attach_read<W: Watched>(self, object: Shared<W>) {
         let list = object.knotes().0.get();
-        self.0.kn_fop = const {
-            &sys::filterops {
-                f_isfd: 1,
-                f_attach: None,
-                f_detach: Some(detach::<W>),
-                f_event: Some(event::<W>),
-                f_touch: None,
-            }
-        };
+        self.0.kn_fop = const { &filterops::<W>() };
         self.0.kn_hook = object.into_raw();
         // SAFETY: the list lives as long as the object; its lock is not held.
         unsafe { sys::knlist_add(list, self.0, 0) };
     }
+}
+
+const fn filterops<W: Watched>() -> sys::filterops {
+    // SAFETY: plain data; what is left out is zero in C as well.
+    let mut ops: sys::filterops = unsafe { core::mem::zeroed() };
+    ops.f_isfd = 1;
+    ops.f_detach = Some(detach::<W>);
+    ops.f_event = Some(event::<W>);
+    ops
 }
 
 unsafe extern "C" fn detach<W: Watched>(kn: *mut sys::knote) {

@@ -32,7 +32,7 @@ impl<T> Mutex<T> {
         // SAFETY: the memory is ours, at its final address; the name is static.
         unsafe {
             sys::_mtx_init(
-                &raw mut (*raw.get()).mtx_lock,
+                (&raw mut (*raw.get()).mtx_lock).cast(),
                 name.as_ptr(),
                 core::ptr::null(),
                 sys::MTX_DEF as i32,
@@ -73,7 +73,7 @@ impl<T> Mutex<T> {
 impl<T> Drop for Mutex<T> {
     fn drop(&mut self) {
         // SAFETY: nobody else can reach the mutex, so nobody holds it.
-        unsafe { sys::_mtx_destroy(&raw mut (*self.raw.get()).mtx_lock) };
+        unsafe { sys::_mtx_destroy((&raw mut (*self.raw.get()).mtx_lock).cast()) };
     }
 }
 
@@ -123,7 +123,7 @@ pub(super) unsafe fn mtx_lock(mtx: *mut sys::mtx) {
     // SAFETY: the caller's promise; the file name is static and NUL-ended.
     unsafe {
         sys::__mtx_lock_flags(
-            &raw mut (*mtx).mtx_lock,
+            (&raw mut (*mtx).mtx_lock).cast(),
             0,
             at.file_as_c_str().as_ptr(),
             at.line() as i32,
@@ -141,7 +141,7 @@ pub(super) unsafe fn mtx_unlock(mtx: *mut sys::mtx) {
     // SAFETY: the caller's promise; the file name is static and NUL-ended.
     unsafe {
         sys::__mtx_unlock_flags(
-            &raw mut (*mtx).mtx_lock,
+            (&raw mut (*mtx).mtx_lock).cast(),
             0,
             at.file_as_c_str().as_ptr(),
             at.line() as i32,

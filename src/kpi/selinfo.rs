@@ -14,7 +14,7 @@ unsafe impl Send for SelInfo {}
 
 impl SelInfo {
     /// Nobody waits. May sleep.
-    pub fn new() -> Self {
+    pub fn empty() -> Self {
         // SAFETY: selrecord(9) wants a zeroed selinfo.
         SelInfo(KBox::new(UnsafeCell::new(unsafe { core::mem::zeroed() })))
     }
@@ -27,7 +27,7 @@ impl SelInfo {
 
     /// selwakeuppri(9).
     pub fn wakeup(&self) {
-        // SAFETY: initialised in new().
+        // SAFETY: initialised in empty().
         unsafe { sys::selwakeuppri(self.0.get(), sys::PRIBIO as i32) };
     }
 }

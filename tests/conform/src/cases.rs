@@ -400,7 +400,9 @@ fn a_short_read_leaves_no_stale_byte(ctx: &mut Ctx<'_>) -> Outcome {
         .iter()
         .filter(|b| **b == 0xee)
         .count();
-    ctx.see(format_args!("status {status:#x} resid {resid} stale {stale}"));
+    ctx.see(format_args!(
+        "status {status:#x} resid {resid} stale {stale}"
+    ));
     expect!("stale bytes", stale, 0);
     write.free(ctx.sys);
     inquiry.free(ctx.sys);
@@ -565,7 +567,10 @@ fn a_failed_copyout_loses_no_completion(ctx: &mut Ctx<'_>) -> Outcome {
     expect!("still there", wait(ctx, kq, SOON), Ok(Some((1, false))));
     expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
     expect!("ended", command.ended(), GOOD);
-    ctx.see(format_args!("{data_bad:?} {ccb_bad:?} then {:?}", command.ended()));
+    ctx.see(format_args!(
+        "{data_bad:?} {ccb_bad:?} then {:?}",
+        command.ended()
+    ));
     expect!("once", command.get(ctx.sys, fd), errno!(ENOENT));
     command.free(ctx.sys);
     ctx.sys.close(kq);

@@ -79,6 +79,9 @@ pub struct Memory {
     len: usize,
 }
 
+// SAFETY: owns its mapping, as a Box owns its memory.
+unsafe impl Send for Memory {}
+
 impl Memory {
     /// Maps zeroed memory; `len` is rounded up to pages.
     pub fn new(sys: &mut dyn Sys, len: usize) -> Self {

@@ -76,12 +76,7 @@ impl FreeBsd {
     pub fn sleep_ms(&mut self, ms: u64) {
         let time = [ms / 1000, ms % 1000 * 1_000_000];
         // SAFETY: a timespec is two 64-bit words here.
-        let _ = unsafe {
-            syscall(
-                sys::SYS_nanosleep,
-                [time.as_ptr() as usize, 0, 0, 0, 0, 0],
-            )
-        };
+        let _ = unsafe { syscall(sys::SYS_nanosleep, [time.as_ptr() as usize, 0, 0, 0, 0, 0]) };
     }
 
     /// reboot(2), powering off.
@@ -118,8 +113,13 @@ impl Sys for FreeBsd {
     fn ioctl(&mut self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {
         // SAFETY: the cases give addresses of memory that they own, or wild
         // ones, which the kernel refuses.
-        unsafe { syscall(sys::SYS_ioctl, [fd as usize, request as usize, arg, 0, 0, 0]) }
-            .map(|_| ())
+        unsafe {
+            syscall(
+                sys::SYS_ioctl,
+                [fd as usize, request as usize, arg, 0, 0, 0],
+            )
+        }
+        .map(|_| ())
     }
 
     fn kqueue(&mut self) -> Result<Fd, Errno> {

@@ -23,7 +23,7 @@ use std::{
 
 /// A host adapter with one device behind it.
 pub trait Sim: Send + Sync {
-    /// Takes a command; [`done`] is called for it later, from another thread.
+    /// Takes a command; it is completed later, from another thread.
     fn start(&self, ccb: *mut sys::ccb);
     /// What the SIM says of itself.
     fn path_inq(&self) -> PathInq;
@@ -144,7 +144,12 @@ fn publish(drivers: &mut Drivers) {
 /// Drivers on CAM's list, walked as CAM walks it: until NULL.
 pub fn listed_drivers() -> Vec<usize> {
     let drivers = EDT.drivers.lock().unwrap();
-    drivers.array.iter().copied().take_while(|d| *d != 0).collect()
+    drivers
+        .array
+        .iter()
+        .copied()
+        .take_while(|d| *d != 0)
+        .collect()
 }
 
 impl Device {
@@ -432,7 +437,7 @@ pub(crate) unsafe extern "C" fn xpt_register_async(
         mtx_assert_owned(of(path).device.mtx, "xpt_register_async");
         of(path).device.listen(listener);
     }
-    if events & sys::AC_FOUND_DEVICE as u32 != 0 {
+    if events & sys::AC_FOUND_DEVICE != 0 {
         let devices = EDT.devices.lock().unwrap().clone();
         for device in devices {
             if !device.state.lock().unwrap().configured {
@@ -443,12 +448,7 @@ pub(crate) unsafe extern "C" fn xpt_register_async(
             device.lock("xpt_for_all_devices");
             // SAFETY: the callback that was just registered.
             unsafe {
-                (listener.callback)(
-                    arg,
-                    sys::AC_FOUND_DEVICE as u32,
-                    path,
-                    cgd.as_mut_ptr().cast(),
-                );
+                (listener.callback)(arg, sys::AC_FOUND_DEVICE, path, cgd.as_mut_ptr().cast());
             }
             device.unlock("xpt_for_all_devices");
             free_path(path);
@@ -457,13 +457,9 @@ pub(crate) unsafe extern "C" fn xpt_register_async(
     sys::CAM_REQ_CMP
 }
 
-pub(crate) unsafe extern "C" fn xpt_async(
-    code: u32,
-    path: *mut sys::cam_path,
-    arg: *mut c_void,
-) {
+pub(crate) unsafe extern "C" fn xpt_async(code: u32, path: *mut sys::cam_path, arg: *mut c_void) {
     let mut data = Vec::new();
-    if code == sys::AC_CONTRACT as u32 && !arg.is_null() {
+    if code == sys::AC_CONTRACT && !arg.is_null() {
         data = vec![0u64; size_of::<sys::ac_contract>() / 8];
         // SAFETY: the caller's struct ac_contract.
         unsafe { core::ptr::copy_nonoverlapping(arg.cast(), data.as_mut_ptr(), data.len()) };
@@ -478,7 +474,12 @@ pub(crate) unsafe extern "C" fn xpt_async(
 // ---- devices ----
 
 fn find_device(id: (u32, u32, u64)) -> Option<Arc<Device>> {
-    EDT.devices.lock().unwrap().iter().find(|d| d.id == id).cloned()
+    EDT.devices
+        .lock()
+        .unwrap()
+        .iter()
+        .find(|d| d.id == id)
+        .cloned()
 }
 
 /// Puts a device in: its drivers hear of it.
@@ -494,7 +495,7 @@ pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
     });
     EDT.devices.lock().unwrap().push(device.clone());
     send_event(Event {
-        code: sys::AC_FOUND_DEVICE as u32,
+        code: sys::AC_FOUND_DEVICE,
         data: getdev(&device),
         device: device.clone(),
     });
@@ -507,9 +508,12 @@ pub fn detach(device: &Arc<Device>) {
     if let Some(sim) = &device.sim {
         sim.pull();
     }
-    EDT.devices.lock().unwrap().retain(|d| !Arc::ptr_eq(d, device));
+    EDT.devices
+        .lock()
+        .unwrap()
+        .retain(|d| !Arc::ptr_eq(d, device));
     send_event(Event {
-        code: sys::AC_LOST_DEVICE as u32,
+        code: sys::AC_LOST_DEVICE,
         device: device.clone(),
         data: Vec::new(),
     });
@@ -613,7 +617,7 @@ static DONE: LazyLock<(Mutex<DoneQueue>, Condvar)> = LazyLock::new(Default::defa
 
 /// xpt_done(9), for a SIM: with `freeze`, the device's queue stops until the
 /// periph has seen the error.
-pub fn done(ccb: *mut sys::ccb, freeze: bool) {
+pub(crate) fn done(ccb: *mut sys::ccb, freeze: bool) {
     if freeze {
         device_of(ccb).state.lock().unwrap().frozen += 1;
         // SAFETY: the CCB is the SIM's until now.
@@ -790,7 +794,12 @@ pub(crate) unsafe extern "C" fn cam_periph_alloc(
         let status = ctor.expect("a constructor")(periph, arg);
         mtx_assert_owned(device.mtx, "return from a periph constructor");
         if status != sys::CAM_REQ_CMP {
-            device.state.lock().unwrap().periphs.retain(|p| *p != periph as usize);
+            device
+                .state
+                .lock()
+                .unwrap()
+                .periphs
+                .retain(|p| *p != periph as usize);
             xpt_lock_buses();
             remove_unit(driver, periph);
             xpt_unlock_buses();
@@ -921,12 +930,17 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
         xpt_lock_buses();
         remove_unit(driver, periph);
         xpt_unlock_buses();
-        device.state.lock().unwrap().periphs.retain(|p| *p != periph as usize);
+        device
+            .state
+            .lock()
+            .unwrap()
+            .periphs
+            .retain(|p| *p != periph as usize);
         if (*periph).flags & sys::CAM_PERIPH_NEW_DEV_FOUND != 0 {
             let mut cgd = getdev(&device);
             (*periph).deferred_callback.expect("a callback")(
                 core::ptr::null_mut(),
-                (*periph).deferred_ac as u32,
+                (*periph).deferred_ac,
                 (*periph).path,
                 cgd.as_mut_ptr().cast(),
             );
@@ -963,7 +977,7 @@ pub(crate) unsafe extern "C" fn cam_periph_async(
     _path: *mut sys::cam_path,
     _arg: *mut c_void,
 ) {
-    if code == sys::AC_LOST_DEVICE as u32 {
+    if code == sys::AC_LOST_DEVICE {
         // SAFETY: the caller's periph is alive, its lock held.
         unsafe { cam_periph_invalidate(periph) };
     }
@@ -1145,7 +1159,7 @@ pub(crate) unsafe extern "C" fn cam_periph_error(
     unsafe {
         let hdr = &raw mut (*ccb).ccb_h;
         let frozen = (*hdr).status & sys::CAM_DEV_QFRZN != 0;
-        let no_retry = sense_flags & sys::SF_NO_RETRY as u32 != 0;
+        let no_retry = sense_flags & sys::SF_NO_RETRY != 0;
         let error = match (*hdr).status & sys::CAM_STATUS_MASK {
             sys::CAM_SCSI_STATUS_ERROR if !no_retry && (*hdr).retry_count > 0 => {
                 (*hdr).retry_count -= 1;
@@ -1231,9 +1245,10 @@ pub(crate) unsafe extern "C" fn cam_periph_unmapmem(
         let csio = &mut (*ccb).csio;
         let mut error = 0;
         if csio.ccb_h.flags & sys::CAM_DIR_MASK != sys::CAM_DIR_OUT {
-            let bytes =
-                core::slice::from_raw_parts(csio.data_ptr, csio.dxfer_len as usize);
-            error = user::write(bytes, (*info).orig[0] as usize).err().unwrap_or(0);
+            let bytes = core::slice::from_raw_parts(csio.data_ptr, csio.dxfer_len as usize);
+            error = user::write(bytes, (*info).orig[0] as usize)
+                .err()
+                .unwrap_or(0);
         }
         memory::dealloc(csio.data_ptr.cast(), "CAM periph map");
         csio.data_ptr = (*info).orig[0].cast();
@@ -1267,4 +1282,3 @@ pub fn check_clean(module: std::ops::Range<usize>) {
         device.check_idle();
     }
 }
-

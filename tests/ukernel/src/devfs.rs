@@ -96,11 +96,19 @@ pub fn exists(name: &str) -> bool {
 
 /// The names of the nodes.
 pub fn names() -> Vec<String> {
-    DEVS.lock().unwrap().iter().map(|d| d.name.clone()).collect()
+    DEVS.lock()
+        .unwrap()
+        .iter()
+        .map(|d| d.name.clone())
+        .collect()
 }
 
 fn find(name: &str) -> Option<Arc<Dev>> {
-    DEVS.lock().unwrap().iter().find(|d| d.name == name).cloned()
+    DEVS.lock()
+        .unwrap()
+        .iter()
+        .find(|d| d.name == name)
+        .cloned()
 }
 
 /// Waits until `condition` holds.
@@ -125,11 +133,7 @@ pub fn open(path: &str, flags: i32) -> Result<Arc<File>, i32> {
     // O_RDONLY, O_WRONLY, O_RDWR are 0, 1, 2; FREAD and FWRITE bits 1 and 2.
     let mode = (flags & 3) + 1;
     let call = Call::enter(&dev, Some(file.clone())).ok_or(sys::ENXIO as i32)?;
-    dev.state
-        .lock()
-        .unwrap()
-        .files
-        .push(Arc::downgrade(&file));
+    dev.state.lock().unwrap().files.push(Arc::downgrade(&file));
     // SAFETY: the module's own switch and node.
     let error = unsafe {
         let open = (*dev.devsw).d_open.expect("d_open");
@@ -144,10 +148,7 @@ pub fn open(path: &str, flags: i32) -> Result<Arc<File>, i32> {
 }
 
 impl File {
-    fn call<R>(
-        self: &Arc<Self>,
-        f: impl FnOnce(&sys::cdevsw, *mut sys::cdev) -> R,
-    ) -> Option<R> {
+    fn call<R>(self: &Arc<Self>, f: impl FnOnce(&sys::cdevsw, *mut sys::cdev) -> R) -> Option<R> {
         let _call = Call::enter(&self.dev, Some(self.clone()))?;
         // SAFETY: the switch outlives its nodes, and the node is in a call.
         let devsw = unsafe { &*self.dev.devsw };

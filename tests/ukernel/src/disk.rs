@@ -229,13 +229,20 @@ impl Sim for RamDisk {
         let order = self.order.fetch_add(1, Ordering::Relaxed);
         // Multiplied to look random, and the same in every run.
         let share = (order.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32;
-        let jitter = self.config.jitter.as_nanos() as u64 * u64::from(share) >> 24;
+        let jitter = (self.config.jitter.as_nanos() as u64 * u64::from(share)) >> 24;
         self.jobs.lock().unwrap().push(Reverse(Job {
             due: Instant::now() + self.config.latency + Duration::from_nanos(jitter),
             order,
             ccb: ccb as usize,
         }));
         self.work.notify_one();
+        // The threads of a pulled disk leave when it has nothing to answer.
+        while self.pulled.load(Ordering::SeqCst) {
+            let Some(Reverse(job)) = self.jobs.lock().unwrap().pop() else {
+                break;
+            };
+            self.answer(job.ccb as *mut sys::ccb, true);
+        }
     }
 
     fn path_inq(&self) -> PathInq {

@@ -155,7 +155,11 @@ impl Kqueue {
         let mine: Vec<_> = {
             let notes = self.notes.lock().unwrap();
             // SAFETY: notes are freed under `turn` only.
-            notes.iter().filter(|n| unsafe { (*n.0).fd == fd }).copied().collect()
+            notes
+                .iter()
+                .filter(|n| unsafe { (*n.0).fd == fd })
+                .copied()
+                .collect()
         };
         for note in mine {
             self.remove(note);
@@ -168,7 +172,11 @@ impl Kqueue {
         let active: Vec<_> = {
             let notes = self.notes.lock().unwrap();
             // SAFETY: notes are freed under `turn` only.
-            notes.iter().filter(|n| unsafe { (*n.0).active }).copied().collect()
+            notes
+                .iter()
+                .filter(|n| unsafe { (*n.0).active })
+                .copied()
+                .collect()
         };
         let mut count = 0;
         for note in active {
@@ -427,4 +435,3 @@ pub(crate) unsafe extern "C" fn selwakeuppri(sip: *mut sys::selinfo, _pri: c_int
 pub(crate) unsafe extern "C" fn seldrain(sip: *mut sys::selinfo) {
     wake(sip);
 }
-

@@ -120,7 +120,9 @@ impl Module {
         task::drain();
         let selectors = kqueue::selectors();
         if selectors != 0 {
-            broken(&format!("{selectors} threads in poll(2) are recorded at unload"));
+            broken(&format!(
+                "{selectors} threads in poll(2) are recorded at unload"
+            ));
         }
         let zones = memory::zones();
         if !zones.is_empty() {
@@ -158,7 +160,8 @@ impl Module {
                 // SAFETY: the arena has room, see take().
                 unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), at as *mut u8, data.len()) };
             }
-            self.sections.insert(section.index().0, (at, section.size()));
+            self.sections
+                .insert(section.index().0, (at, section.size()));
         }
         Ok(())
     }
@@ -298,7 +301,7 @@ impl Module {
             .map(|p| p as *mut sys::sysinit)
             .collect();
         // SAFETY: the set holds pointers to struct sysinit.
-        all.sort_by_key(|s| unsafe { ((**s).subsystem as u32, (**s).order as u32) });
+        all.sort_by_key(|s| unsafe { ((**s).subsystem, (**s).order) });
         if backwards {
             all.reverse();
         }

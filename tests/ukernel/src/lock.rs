@@ -137,7 +137,12 @@ fn leads_to(order: &HashSet<(String, String)>, from: &str, to: &str) -> bool {
             return true;
         }
         if seen.insert(here.clone()) {
-            next.extend(order.iter().filter(|(a, _)| *a == here).map(|(_, b)| b.clone()));
+            next.extend(
+                order
+                    .iter()
+                    .filter(|(a, _)| *a == here)
+                    .map(|(_, b)| b.clone()),
+            );
         }
     }
     false
@@ -146,7 +151,9 @@ fn leads_to(order: &HashSet<(String, String)>, from: &str, to: &str) -> bool {
 /// mtx_lock(9).
 pub fn mtx_lock(mtx: *mut sys::mtx, at: &str) {
     if name(mtx) == "(not initialised)" {
-        broken(&format!("mtx_lock of a mutex that is not initialised, at {at}"));
+        broken(&format!(
+            "mtx_lock of a mutex that is not initialised, at {at}"
+        ));
     }
     if word(mtx).load(Ordering::Relaxed) == me() {
         broken(&format!("{} is locked twice, at {at}", name(mtx)));
@@ -181,7 +188,10 @@ pub fn mtx_unlock(mtx: *mut sys::mtx, at: &str) {
 /// mtx_assert(9), MA_OWNED.
 pub fn mtx_assert_owned(mtx: *mut sys::mtx, at: &str) {
     if word(mtx).load(Ordering::Relaxed) != me() {
-        broken(&format!("{} is not held by this thread, at {at}", name(mtx)));
+        broken(&format!(
+            "{} is not held by this thread, at {at}",
+            name(mtx)
+        ));
     }
 }
 
@@ -290,7 +300,10 @@ pub fn msleep(chan: usize, mtx: *mut sys::mtx, timeout: Option<Duration>, what: 
 }
 
 fn forget_sleeper(channels: &mut MutexGuard<'_, Channels>, chan: usize) {
-    let left = channels.sleepers.get_mut(&chan).expect("a sleeper is counted");
+    let left = channels
+        .sleepers
+        .get_mut(&chan)
+        .expect("a sleeper is counted");
     *left -= 1;
     if *left == 0 {
         channels.sleepers.remove(&chan);

@@ -67,7 +67,9 @@ impl Block {
         // SAFETY: freed memory that is kept.
         let bytes = unsafe { core::slice::from_raw_parts(self.start, self.len) };
         if let Some(at) = bytes.iter().position(|b| *b != FREED) {
-            broken(&format!("{what}: written at offset {at} after it was freed"));
+            broken(&format!(
+                "{what}: written at offset {at} after it was freed"
+            ));
         }
     }
 
@@ -79,7 +81,9 @@ impl Block {
 
 fn text(name: *const c_char) -> String {
     // SAFETY: kernel names are NUL-ended and static.
-    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(name) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 #[derive(Default)]
@@ -122,7 +126,9 @@ pub fn dealloc(at: *mut c_void, name: &str) {
     let mut malloc = MALLOC.lock().unwrap();
     let Some((block, of)) = malloc.live.remove(&(at as usize)) else {
         drop(malloc);
-        broken(&format!("free of {at:p}, type {name}: not allocated, or freed before"));
+        broken(&format!(
+            "free of {at:p}, type {name}: not allocated, or freed before"
+        ));
     };
     if of != name {
         broken(&format!("free with type {name} of memory of type {of}"));
@@ -169,7 +175,9 @@ pub(crate) unsafe extern "C" fn malloc_uninit(kind: *mut c_void) {
     check_freed();
     let left = malloc_live(&name);
     if left != 0 {
-        broken(&format!("{left} allocations of malloc type {name} are left at unload"));
+        broken(&format!(
+            "{left} allocations of malloc type {name} are left at unload"
+        ));
     }
 }
 
@@ -283,10 +291,7 @@ pub(crate) unsafe extern "C" fn uma_zdestroy(raw: *mut c_void) {
     }
     drop(state);
     DESTROYED.lock().unwrap().push(zone.stats());
-    ZONES
-        .lock()
-        .unwrap()
-        .retain(|z| !core::ptr::eq(*z, zone));
+    ZONES.lock().unwrap().retain(|z| !core::ptr::eq(*z, zone));
 }
 
 pub(crate) unsafe extern "C" fn uma_zalloc_arg(

@@ -199,10 +199,16 @@ mod tests {
         let mut blocks = vec![0; 8 * BLOCK];
         for (i, write) in writes.iter().enumerate() {
             let data = [i as u8 + 1; BLOCK];
-            assert_eq!(disk(&mut blocks).execute(write, Data::Out(&data)), Ok(BLOCK));
+            assert_eq!(
+                disk(&mut blocks).execute(write, Data::Out(&data)),
+                Ok(BLOCK)
+            );
             for read in reads {
                 let mut found = [0; BLOCK];
-                assert_eq!(disk(&mut blocks).execute(read, Data::In(&mut found)), Ok(BLOCK));
+                assert_eq!(
+                    disk(&mut blocks).execute(read, Data::In(&mut found)),
+                    Ok(BLOCK)
+                );
                 assert_eq!(found, data);
             }
         }
@@ -215,7 +221,10 @@ mod tests {
         let mut blocks = vec![0; 8 * BLOCK];
         let mut data = [0; BLOCK];
         let mut run = |cdb: &[u8]| disk(&mut blocks).execute(cdb, Data::In(&mut data));
-        assert_eq!(run(&[0x28, 0, 0, 0, 0, 8, 0, 0, 1, 0]), Err(LBA_OUT_OF_RANGE));
+        assert_eq!(
+            run(&[0x28, 0, 0, 0, 0, 8, 0, 0, 1, 0]),
+            Err(LBA_OUT_OF_RANGE)
+        );
         assert_eq!(run(&[0xe5]), Err(INVALID_OPCODE));
         assert_eq!(run(&[0x12, 1, 0x99, 0, 255, 0]), Err(INVALID_FIELD_IN_CDB));
     }
@@ -228,6 +237,9 @@ mod tests {
         assert_eq!((ten, be(&data[..4]), be(&data[4..8])), (Ok(8), 7, 512));
         let cdb = [0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0];
         let sixteen = disk(&mut blocks).execute(&cdb, Data::In(&mut data));
-        assert_eq!((sixteen, be(&data[..8]), be(&data[8..12])), (Ok(32), 7, 512));
+        assert_eq!(
+            (sixteen, be(&data[..8]), be(&data[8..12])),
+            (Ok(32), 7, 512)
+        );
     }
 }

@@ -96,21 +96,13 @@ pub fn write(from: &[u8], to: usize) -> Result<(), i32> {
     Ok(())
 }
 
-pub(crate) unsafe extern "C" fn copyin(
-    from: *const c_void,
-    to: *mut c_void,
-    len: usize,
-) -> c_int {
+pub(crate) unsafe extern "C" fn copyin(from: *const c_void, to: *mut c_void, len: usize) -> c_int {
     // SAFETY: kernel memory of the module's.
     let to = unsafe { core::slice::from_raw_parts_mut(to.cast::<u8>(), len) };
     read(from as usize, to).err().unwrap_or(0)
 }
 
-pub(crate) unsafe extern "C" fn copyout(
-    from: *const c_void,
-    to: *mut c_void,
-    len: usize,
-) -> c_int {
+pub(crate) unsafe extern "C" fn copyout(from: *const c_void, to: *mut c_void, len: usize) -> c_int {
     // SAFETY: kernel memory of the module's.
     let from = unsafe { core::slice::from_raw_parts(from.cast::<u8>(), len) };
     write(from, to as usize).err().unwrap_or(0)
