@@ -26,6 +26,7 @@ setup_freebsd() {
 
 setup_debian() {
 	missing=
+	python3 -m pip --version >/dev/null 2>&1 || missing=" python3-pip"
 	for package in $debian_packages; do
 		dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
 	done

@@ -102,9 +102,6 @@ impl Request {
                 }
             }
         }
-        let priority = ioctl::priority(self.ccb.hdr().pinfo.priority);
-        self.ccb.setup(self.open.periph(), priority);
-        self.ccb.hdr_mut().cbfcnp = None;
         Ok(())
     }
 
@@ -131,7 +128,7 @@ impl Request {
 
     /// The priority that it is scheduled with.
     pub fn priority(&self) -> u32 {
-        self.ccb.hdr().pinfo.priority
+        ioctl::priority(self.ccb.hdr().pinfo.priority)
     }
 
     /// The open that queued it.

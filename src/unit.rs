@@ -179,6 +179,8 @@ impl Unit {
             return Err(ENXIO);
         }
         if request.is_immediate() {
+            let priority = request.priority();
+            request.ccb.setup(priority, &mut held);
             held.action(&mut request.ccb);
             drop(held);
             open.queue.complete(request);
@@ -265,7 +267,7 @@ impl Unit {
             Some(own) => {
                 let own = own.ccb_mut();
                 own.take_request(ccb);
-                own.setup(periph, priority);
+                own.setup(priority, &mut held);
                 held.action(own);
                 ccb.take_result(own);
             }

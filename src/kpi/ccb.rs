@@ -1,10 +1,6 @@
 //! union ccb: private copies of a user's, and those that CAM hands out.
 
-use super::{
-    errno::Result,
-    periph::{Held, Periph},
-    user::UserPtr,
-};
+use super::{errno::Result, periph::Held, user::UserPtr};
 use core::{
     ffi::{c_int, c_void},
     ptr::NonNull,
@@ -148,11 +144,12 @@ impl Ccb {
     }
 
     /// xpt_setup_ccb(9): fills in path and priority, keeps the flags.
-    pub fn setup(&mut self, periph: &Periph, priority: u32) {
+    pub fn setup(&mut self, priority: u32, held: &mut Held<'_>) {
         let hdr = self.hdr_mut();
         let flags = hdr.flags;
-        // SAFETY: the path is the periph's and lives as long as it does.
-        unsafe { sys::xpt_setup_ccb_flags(hdr, periph.path(), priority, flags) };
+        // SAFETY: the path is the periph's and lives as long as it does; the
+        // device lock guards the generation number that it counts up.
+        unsafe { sys::xpt_setup_ccb_flags(hdr, held.periph().path(), priority, flags) };
     }
 
     pub(super) fn as_ptr(&mut self) -> *mut sys::ccb {

@@ -178,6 +178,10 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
+    pub(super) fn periph(&self) -> &Periph {
+        self.periph
+    }
+
     /// xpt_schedule(9): asks CAM for a CCB; the start routine gets it, perhaps
     /// before this returns.
     pub fn schedule(&mut self, priority: u32) {
@@ -213,7 +217,7 @@ impl Held<'_> {
     /// The path inquiry: the SIM's `maxio` and capabilities.
     pub fn path_inq(&mut self) -> PathInq {
         let mut ccb = Ccb::zeroed();
-        ccb.setup(self.periph, sys::QPC_CAM_PRIORITY_NORMAL);
+        ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, self);
         ccb.hdr_mut().func_code = sys::XPT_PATH_INQ;
         self.action(&mut ccb);
         // SAFETY: plain data that XPT_PATH_INQ filled in.
