@@ -1,3 +1,34 @@
-//! Nothing to generate for this crate: kmod/shim.c is compiled by the script
-//! (or bsd.kmod.mk) that links the module.
-fn main() {}
+//! Compiles kmod/shim.c into the crate, for the kernel only: with the headers,
+//! the flags and the compiler that the bindings were made with.
+
+use std::env;
+
+fn main() {
+    println!("cargo::rerun-if-changed=kmod/shim.c");
+    println!("cargo::rerun-if-env-changed=QPASS_CLANG");
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
+        return;
+    }
+    let mut shim = cc::Build::new();
+    shim.compiler(env::var("QPASS_CLANG").unwrap_or_else(|_| "clang".into()))
+        .no_default_flags(true)
+        .flag("-c")
+        .opt_level(2)
+        .flag("-fno-omit-frame-pointer")
+        .flag("-fno-common");
+    let flags = env::var("DEP_FREEBSD_KERNEL_CFLAGS").expect("sys-bindings gives the flags");
+    for flag in flags.split(' ').filter(|f| *f != "-Wno-everything") {
+        shim.flag(flag);
+    }
+    shim.flag("-Wall")
+        .flag("-Werror")
+        .cargo_metadata(false)
+        .file("kmod/shim.c")
+        .compile("qpass_shim");
+    // Bundled, and whole: nothing in Rust refers to the linker sets.
+    println!(
+        "cargo::rustc-link-search=native={}",
+        env::var("OUT_DIR").expect("OUT_DIR")
+    );
+    println!("cargo::rustc-link-lib=static:+bundle=qpass_shim");
+}

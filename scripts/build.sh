@@ -32,13 +32,7 @@ mkdir -p "$out"
 env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
 	scripts/rust-staticlib.sh qpass "$out/rust" "$out/libqpass.a"
 
-clang-19 --target=x86_64-unknown-freebsd"$release" -std=gnu99 -O2 \
-	-D_KERNEL -DKLD_MODULE -D__FreeBSD_version="$osversion" \
-	-ffreestanding -mcmodel=kernel -mno-red-zone -mno-sse -mno-mmx -msoft-float \
-	-fno-omit-frame-pointer -fno-common -Wall -Werror \
-	-nostdinc -isystem "$headers/opt" -isystem "$headers/arch" -isystem "$headers/generic" \
-	-c -o "$out/shim.o" kmod/shim.c
-scripts/link.sh "" -19 "$out/qpass.ko" "$out/shim.o" "$out/libqpass.a"
+scripts/link.sh "" -19 "$out/qpass.ko" "$out/libqpass.a"
 env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
 	scripts/rust-staticlib.sh guest "$out/rust" "$out/libguest.a"
 ld.lld-19 -m elf_x86_64_fbsd -static --gc-sections -e _start \

@@ -1,22 +1,22 @@
 #!/bin/sh
 # Links the relocatable kernel module.
-# usage: link.sh LLVM-PREFIX LLVM-SUFFIX OUT SHIM.o LIB.a
-# The tools are PREFIXld.lldSUFFIX and so on. With an empty SHIM.o, OUT is the
-# Rust part alone, for kmod/Makefile to link with what it compiles itself.
+# usage: link.sh LLVM-PREFIX LLVM-SUFFIX OUT LIB.a
+# The tools are PREFIXld.lldSUFFIX and so on.
 set -eu
-prefix=$1 suffix=$2 out=$3 shim=$4 lib=$5
+prefix=$1 suffix=$2 out=$3 lib=$4
 script=$(dirname "$0")/../kmod/qpass.ld
 objects=$out.objects
 rm -rf "$objects"
 mkdir -p "$objects"
-# Fat LTO leaves the driver and what it uses of core in the crate's own object.
+# Fat LTO leaves the driver and what it uses of core in the crate's own object;
+# the shim is another.
 # The rest of the archive is compiler-builtins, whose memcpy and kin the kernel
 # exports itself; anything else that would be missing, the artifact check names.
 lib=$(cd "$(dirname "$lib")" && pwd)/$(basename "$lib")
 (cd "$objects" && "${prefix}llvm-ar$suffix" x "$lib")
 rm -f "$objects"/compiler_builtins-*.o
 "${prefix}ld.lld$suffix" -m elf_x86_64_fbsd -r -T "$script" \
-	-o "$out.tmp" ${shim:+"$shim"} "$objects"/*.o
+	-o "$out.tmp" "$objects"/*.o
 # kldload(8) resolves the globals of every file in one name space: keep ours
 # out of it, and the line tables out of kernel memory.
 "${prefix}llvm-objcopy$suffix" --strip-debug --keep-global-symbol=qpass_modevent \

@@ -31,6 +31,7 @@
 pub mod ioctl;
 pub mod kpi;
 pub mod limits;
+pub mod sg;
 
 #[cfg(not(test))]
 pub mod buffer;

@@ -145,7 +145,8 @@ fn main() {
 
     let headers = Headers::locate(&manifest, &out);
     let cflags = headers.cflags();
-    // kmod/shim.c is compiled with the same flags by the qpass crate.
+    // The qpass crate compiles kmod/shim.c with the same flags.
+    println!("cargo::metadata=cflags={}", cflags.join(" "));
     println!("cargo::rustc-env=QPASS_OSVERSION={}", headers.osversion);
 
     let mut builder = bindgen::Builder::default()

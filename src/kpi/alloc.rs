@@ -99,3 +99,72 @@ impl<T> Drop for KBox<T> {
         }
     }
 }
+
+/// A vector of fixed capacity in memory from malloc(9).
+pub struct KVec<T> {
+    memory: NonNull<T>,
+    len: usize,
+    capacity: usize,
+}
+
+// SAFETY: owns its Ts as Vec does.
+unsafe impl<T: Send> Send for KVec<T> {}
+// SAFETY: sharing it shares its Ts.
+unsafe impl<T: Sync> Sync for KVec<T> {}
+
+impl<T> KVec<T> {
+    /// Room for `capacity` values, which is not zero. Sleeps.
+    pub fn with_capacity(capacity: usize) -> Self {
+        const { assert!(align_of::<T>() <= 16 && size_of::<T>() > 0) };
+        let bytes = capacity
+            .checked_mul(size_of::<T>())
+            .filter(|bytes| *bytes > 0)
+            .expect("a size that fits");
+        // SAFETY: as in KBox; an M_WAITOK allocation does not return NULL.
+        let memory =
+            unsafe { sys::malloc(bytes, (&raw mut M_QPASS).cast(), sys::M_WAITOK as c_int) };
+        KVec {
+            memory: NonNull::new(memory.cast()).expect("M_WAITOK memory"),
+            len: 0,
+            capacity,
+        }
+    }
+
+    /// Appends a value; there is room, or the kernel panics.
+    pub fn push(&mut self, value: T) {
+        assert!(self.len < self.capacity, "KVec is full");
+        // SAFETY: inside the allocation.
+        unsafe { self.memory.add(self.len).write(value) };
+        self.len += 1;
+    }
+
+    /// The address, for a CCB that carries it.
+    pub fn as_ptr(&self) -> *mut T {
+        self.memory.as_ptr()
+    }
+}
+
+impl<T> Deref for KVec<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: so many are initialised.
+        unsafe { core::slice::from_raw_parts(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl<T> DerefMut for KVec<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as deref(), and borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for KVec<T> {
+    fn drop(&mut self) {
+        // SAFETY: owned, and this is the last use.
+        unsafe {
+            core::ptr::drop_in_place(&raw mut **self);
+            sys::free(self.memory.as_ptr().cast(), (&raw mut M_QPASS).cast());
+        }
+    }
+}
