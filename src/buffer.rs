@@ -7,12 +7,15 @@
 use crate::{
     ioctl::Transfer,
     kpi::{
-        errno::{EINVAL, Result},
+        alloc::KVec,
+        ccb::Ccb,
+        errno::Result,
         shared::Shared,
         user::UserPtr,
         zone::{Chunk, Zone},
     },
     request::Request,
+    sg::{self, Pieces, Segment},
 };
 use core::ffi::CStr;
 
@@ -25,7 +28,7 @@ const CLASSES: [(usize, &CStr); 5] = [
     (1 << 20, c"qpass_1m"),
 ];
 
-/// The largest transfer that one chunk holds, in bytes.
+/// The largest run of data that one chunk holds, in bytes.
 pub const MAX_CHUNK: u32 = CLASSES[CLASSES.len() - 1].0 as u32;
 
 /// A device's zones.
@@ -54,49 +57,160 @@ impl AsRef<Zone> for Zones {
     }
 }
 
-/// A copy, in the kernel, of the data of one request.
+/// The kernel memory of one transfer: a chunk, or several of the largest.
+enum Chunks {
+    One(Chunk<Shared<Zones>>),
+    Many {
+        chunks: KVec<Chunk<Shared<Zones>>>,
+        /// The same, as CAM takes it.
+        list: KVec<Segment>,
+    },
+}
+
+/// A copy, in the kernel, of the data of one transfer.
 pub struct Bounce {
-    chunk: Chunk<Shared<Zones>>,
     transfer: Transfer,
+    /// Where the user has it.
+    segments: Segments,
+    chunks: Chunks,
+}
+
+/// Where the user has the data of one transfer.
+pub enum Segments {
+    /// In one run.
+    One([Segment; 1]),
+    /// In a list that was copied in.
+    List(KVec<Segment>),
+}
+
+impl Segments {
+    /// One run of `len` bytes.
+    pub fn one(at: UserPtr, len: u32) -> Self {
+        Segments::One([Segment {
+            address: at.address() as u64,
+            len: u64::from(len),
+        }])
+    }
+
+    /// Copies a list of `count` segments in. Sleeps.
+    ///
+    /// # Errors
+    /// `EFAULT`: the list is not readable; `EINVAL`: it is shorter than `len`
+    /// bytes.
+    pub fn copyin(at: UserPtr, count: u16, len: u32) -> Result<Self> {
+        let mut list = KVec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            list.push(Segment::default());
+        }
+        at.copyin_segments(&mut list)?;
+        sg::check(&list, len)?;
+        Ok(Segments::List(list))
+    }
+
+    fn as_slice(&self) -> &[Segment] {
+        match self {
+            Segments::One(one) => one,
+            Segments::List(list) => list,
+        }
+    }
 }
 
 impl Bounce {
-    /// Takes a chunk and fills it with what the user writes. It starts all
+    /// Takes chunks and fills them with what the user writes. They start all
     /// zero: whatever the device leaves out, no byte of somebody else's is in
-    /// it. Sleeps.
+    /// them. Sleeps.
     ///
     /// # Errors
-    /// `EFAULT`: the user's buffer is not readable; `EINVAL`: longer than the
-    /// largest chunk.
-    pub fn new(zones: &Shared<Zones>, transfer: Transfer, user: UserPtr) -> Result<Self> {
-        let len = transfer.len as usize;
-        let zone = zones
-            .classes
-            .iter()
-            .find(|zone| zone.item_size() >= len)
-            .ok_or(EINVAL)?;
-        let mut chunk = Chunk::zeroed(zone, len, zones.clone());
+    /// `EFAULT`: the user's memory is not readable.
+    pub fn new(zones: &Shared<Zones>, transfer: Transfer, segments: Segments) -> Result<Self> {
+        let mut bounce = Bounce {
+            transfer,
+            segments,
+            chunks: Chunks::take(zones, transfer.len as usize),
+        };
         if transfer.direction.copies_in() {
-            user.copyin(chunk.bytes_mut())?;
+            bounce.copyin()?;
         }
-        Ok(Bounce { chunk, transfer })
+        Ok(bounce)
     }
 
-    /// The address for the CCB.
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.chunk.as_ptr()
+    /// Has the CCB point at the kernel's copy.
+    pub fn attach(&self, ccb: &mut Ccb) {
+        let field = self.transfer.field;
+        match &self.chunks {
+            Chunks::One(chunk) => ccb.set_data(field, chunk.as_ptr()),
+            Chunks::Many { list, .. } => {
+                ccb.set_list(field, list.as_ptr().cast(), list.len() as u16);
+            }
+        }
+    }
+
+    fn copyin(&mut self) -> Result {
+        let len = self.transfer.len as usize;
+        for piece in Pieces::new(self.segments.as_slice(), MAX_CHUNK as usize, len) {
+            let chunk = self.chunks.get_mut(piece.chunk);
+            let to = &mut chunk.bytes_mut()[piece.offset..piece.offset + piece.len];
+            UserPtr::new(piece.address as usize).copyin(to)?;
+        }
+        Ok(())
     }
 
     /// Copies the first `moved` bytes that the device wrote to the user.
     /// Sleeps.
     ///
     /// # Errors
-    /// `EFAULT`: the user's buffer is not writable.
-    pub fn copyout(&self, user: UserPtr, moved: u32) -> Result {
+    /// `EFAULT`: the user's memory is not writable.
+    pub fn copyout(&self, moved: u32) -> Result {
         if !self.transfer.direction.copies_out() {
             return Ok(());
         }
-        let bytes = self.chunk.bytes();
-        user.copyout(&bytes[..bytes.len().min(moved as usize)])
+        let len = self.transfer.len.min(moved) as usize;
+        for piece in Pieces::new(self.segments.as_slice(), MAX_CHUNK as usize, len) {
+            let chunk = self.chunks.get(piece.chunk);
+            let from = &chunk.bytes()[piece.offset..piece.offset + piece.len];
+            UserPtr::new(piece.address as usize).copyout(from)?;
+        }
+        Ok(())
+    }
+
+    /// What the transfer was to move.
+    pub fn transfer(&self) -> Transfer {
+        self.transfer
+    }
+}
+
+impl Chunks {
+    fn take(zones: &Shared<Zones>, len: usize) -> Self {
+        let fits = zones.classes.iter().find(|zone| zone.item_size() >= len);
+        if let Some(zone) = fits {
+            return Chunks::One(Chunk::zeroed(zone, len, zones.clone()));
+        }
+        let zone = &zones.classes[CLASSES.len() - 1];
+        let count = len.div_ceil(zone.item_size());
+        let mut chunks = KVec::with_capacity(count);
+        let mut list = KVec::with_capacity(count);
+        for at in (0..len).step_by(zone.item_size()) {
+            let chunk = Chunk::zeroed(zone, zone.item_size().min(len - at), zones.clone());
+            list.push(Segment {
+                address: chunk.as_ptr() as u64,
+                len: chunk.bytes().len() as u64,
+            });
+            chunks.push(chunk);
+        }
+        Chunks::Many { chunks, list }
+    }
+
+    fn get(&self, i: usize) -> &Chunk<Shared<Zones>> {
+        match self {
+            Chunks::One(chunk) => chunk,
+            Chunks::Many { chunks, .. } => &chunks[i],
+        }
+    }
+
+    fn get_mut(&mut self, i: usize) -> &mut Chunk<Shared<Zones>> {
+        match self {
+            Chunks::One(chunk) => chunk,
+            Chunks::Many { chunks, .. } => &mut chunks[i],
+        }
     }
 }

@@ -68,101 +68,261 @@ impl Direction {
     }
 }
 
-/// The data of a CCB: `len` bytes at one user address, never 0.
+/// Which pointer of a CCB names the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `csio.data_ptr`.
+    Scsi,
+    /// `ataio.data_ptr`.
+    Ata,
+    /// `nvmeio.data_ptr`.
+    Nvme,
+    /// `smpio.smp_request`.
+    SmpRequest,
+    /// `smpio.smp_response`.
+    SmpResponse,
+    /// `cdai.buf`.
+    AdvInfo,
+}
+
+impl Field {
+    /// The pointers that an opcode's CCB has.
+    pub fn of(func_code: sys::xpt_opcode) -> &'static [Field] {
+        match func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => &[Field::Scsi],
+            sys::XPT_ATA_IO => &[Field::Ata],
+            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => &[Field::Nvme],
+            sys::XPT_SMP_IO => &[Field::SmpRequest, Field::SmpResponse],
+            sys::XPT_DEV_ADVINFO => &[Field::AdvInfo],
+            _ => &[],
+        }
+    }
+}
+
+/// One run of data of a CCB; `len` is never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
+    /// Which pointer.
+    pub field: Field,
     /// Which way.
     pub direction: Direction,
     /// Bytes.
     pub len: u32,
 }
 
-/// What a CCB asks for.
+impl Transfer {
+    /// Whether the device moves the data, and its limit applies; what CAM
+    /// itself answers is bounded by what a chunk holds.
+    pub fn is_device_io(self) -> bool {
+        self.field != Field::AdvInfo
+    }
+}
+
+/// How the pointers of a CCB name its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// XPT_SCSI_IO: a command for the device.
-    Scsi(Option<Transfer>),
-    /// A question that CAM answers at once, without the device: XPT_NOOP,
-    /// XPT_PATH_INQ, XPT_GDEV_TYPE.
+pub enum Format {
+    /// CAM_DATA_VADDR: by address.
+    Address,
+    /// CAM_DATA_SG: by the address of a list of so many segments, not 0.
+    List(u16),
+}
+
+/// How a CCB is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// By the device, when CAM has a CCB for it.
+    Device,
+    /// By CAM, at once.
     Immediate,
 }
 
+/// What a CCB asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// How it is carried out.
+    pub route: Route,
+    /// How its data is named.
+    pub format: Format,
+    /// Its data: one run, or for XPT_SMP_IO two.
+    pub transfers: [Option<Transfer>; 2],
+}
+
 /// The fields of a CCB that decide what becomes of it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Fields {
     /// `ccb_h.func_code`.
     pub func_code: sys::xpt_opcode,
     /// `ccb_h.flags`.
     pub flags: u32,
-    /// `csio.dxfer_len`, in bytes.
-    pub dxfer_len: u32,
+    /// The lengths of its runs of data in bytes, as the opcode has them.
+    pub lens: [u64; 2],
+    /// `sglist_cnt`, where the opcode has it.
+    pub segments: u16,
+    /// XPT_DEV_ADVINFO: CDAI_FLAG_STORE is set.
+    pub stores: bool,
 }
 
 impl Operation {
+    /// Data-less, answered at once.
+    pub const NOTHING: Operation = Operation {
+        route: Route::Immediate,
+        format: Format::Address,
+        transfers: [None, None],
+    };
+
     /// Reads a CCB's fields.
     ///
     /// # Errors
-    /// `EINVAL`: a flag, an opcode or a data format that is not taken;
-    /// `ENODEV`: an opcode for the XPT device only.
-    pub fn parse(fields: Fields) -> Result<Self> {
-        let Fields {
-            func_code,
-            flags,
-            dxfer_len,
-        } = fields;
-        if Refused::from_bits_truncate(flags).intersects(Refused::all()) {
+    /// `EINVAL`: a flag, an opcode, a data format or a segment count that is
+    /// not taken; `ENODEV`: an opcode for the XPT device only.
+    pub fn parse(fields: &Fields) -> Result<Self> {
+        if Refused::from_bits_truncate(fields.flags).intersects(Refused::all()) {
             return Err(EINVAL);
         }
-        if func_code & sys::XPT_FC_XPT_ONLY != 0 {
+        if fields.func_code & sys::XPT_FC_XPT_ONLY != 0 {
             return Err(ENODEV);
         }
-        match func_code {
-            sys::XPT_SCSI_IO => Ok(Operation::Scsi(transfer(flags, dxfer_len)?)),
-            sys::XPT_NOOP | sys::XPT_PATH_INQ | sys::XPT_GDEV_TYPE => Ok(Operation::Immediate),
+        let device = |format, transfers| {
+            Ok(Operation {
+                route: Route::Device,
+                format,
+                transfers,
+            })
+        };
+        match fields.func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                let (format, transfer) = fields.io(Field::Scsi, true)?;
+                device(format, [transfer, None])
+            }
+            sys::XPT_ATA_IO => {
+                let (format, transfer) = fields.io(Field::Ata, false)?;
+                device(format, [transfer, None])
+            }
+            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
+                let (format, transfer) = fields.io(Field::Nvme, true)?;
+                device(format, [transfer, None])
+            }
+            sys::XPT_SMP_IO => device(
+                Format::Address,
+                [
+                    transfer(Field::SmpRequest, Direction::Out, fields.lens[0])?,
+                    transfer(Field::SmpResponse, Direction::In, fields.lens[1])?,
+                ],
+            ),
+            sys::XPT_RESET_DEV => device(Format::Address, [None, None]),
+            sys::XPT_DEV_ADVINFO => {
+                let direction = if fields.stores {
+                    Direction::Both
+                } else {
+                    Direction::In
+                };
+                Ok(Operation {
+                    transfers: [transfer(Field::AdvInfo, direction, fields.lens[0])?, None],
+                    ..Operation::NOTHING
+                })
+            }
+            sys::XPT_NOOP
+            | sys::XPT_PATH_INQ
+            | sys::XPT_GDEV_TYPE
+            | sys::XPT_GDEV_STATS
+            | sys::XPT_GET_TRAN_SETTINGS
+            | sys::XPT_SET_TRAN_SETTINGS
+            | sys::XPT_REL_SIMQ => Ok(Operation::NOTHING),
             _ => Err(EINVAL),
         }
     }
 
-    /// The data, if there is any.
-    pub fn transfer(self) -> Option<Transfer> {
-        match self {
-            Operation::Scsi(transfer) => transfer,
-            Operation::Immediate => None,
+    /// Whether it has data.
+    pub fn has_data(&self) -> bool {
+        self.transfers.iter().any(Option::is_some)
+    }
+
+    /// Whether CAM answers without the device.
+    pub fn is_immediate(&self) -> bool {
+        self.route == Route::Immediate
+    }
+}
+
+impl Fields {
+    /// The data of a command that has `dxfer_len` and direction flags.
+    fn io(&self, field: Field, lists: bool) -> Result<(Format, Option<Transfer>)> {
+        let direction = match self.flags & sys::CAM_DIR_MASK {
+            sys::CAM_DIR_NONE => return Ok((Format::Address, None)),
+            sys::CAM_DIR_IN => Direction::In,
+            sys::CAM_DIR_OUT => Direction::Out,
+            _ => Direction::Both,
+        };
+        let transfer = transfer(field, direction, self.lens[0])?;
+        match self.flags & sys::CAM_DATA_MASK {
+            sys::CAM_DATA_VADDR => Ok((Format::Address, transfer)),
+            // As pass(4): a list says how long it is, in bytes and segments.
+            sys::CAM_DATA_SG if lists && self.segments != 0 && transfer.is_some() => {
+                Ok((Format::List(self.segments), transfer))
+            }
+            _ => Err(EINVAL),
         }
     }
 }
 
-fn transfer(flags: u32, len: u32) -> Result<Option<Transfer>> {
-    let direction = match flags & sys::CAM_DIR_MASK {
-        sys::CAM_DIR_NONE => return Ok(None),
-        sys::CAM_DIR_IN => Direction::In,
-        sys::CAM_DIR_OUT => Direction::Out,
-        _ => Direction::Both,
-    };
-    if flags & sys::CAM_DATA_MASK != sys::CAM_DATA_VADDR {
-        return Err(EINVAL);
-    }
-    Ok((len != 0).then_some(Transfer { direction, len }))
+fn transfer(field: Field, direction: Direction, len: u64) -> Result<Option<Transfer>> {
+    let len = u32::try_from(len).map_err(|_| EINVAL)?;
+    Ok((len != 0).then_some(Transfer {
+        field,
+        direction,
+        len,
+    }))
 }
 
-/// The synchronous call's rule for length: pass(4) answers `E2BIG` there and
-/// `EINVAL` for the queued one.
-///
-/// # Errors
-/// `E2BIG`.
-pub fn fits_synchronous(transfer: Option<Transfer>, max: u32) -> Result {
-    match transfer {
-        Some(transfer) if transfer.len > max => Err(E2BIG),
-        _ => Ok(()),
-    }
+/// The longest run of data that each kind of transfer may have, in bytes.
+#[derive(Clone, Copy)]
+pub struct Longest {
+    /// What the device moves.
+    pub device: u32,
+    /// What one chunk holds: all that can be given by one address.
+    pub chunk: u32,
 }
 
-/// The queued call's rule for length.
-///
-/// # Errors
-/// `EINVAL`.
-pub fn fits_queued(transfer: Option<Transfer>, max: u32) -> Result {
-    fits_synchronous(transfer, max).map_err(|_| EINVAL)
+impl Longest {
+    /// The queued call's rule: a SCSI or NVMe command may be as long as the
+    /// SIM takes, for CAM has lists for them; all else is one chunk.
+    ///
+    /// # Errors
+    /// `EINVAL`.
+    pub fn check_queued(self, operation: &Operation) -> Result {
+        for transfer in operation.transfers.iter().flatten() {
+            let longest = match transfer.field {
+                Field::Scsi | Field::Nvme => self.device,
+                Field::AdvInfo => self.chunk,
+                _ => self.device.min(self.chunk),
+            };
+            if transfer.len > longest {
+                return Err(EINVAL);
+            }
+        }
+        Ok(())
+    }
+
+    /// The synchronous call's rule, which pass(4) answers with `E2BIG`: one
+    /// address, and what CAM maps at a time.
+    ///
+    /// # Errors
+    /// `E2BIG`; `EINVAL`: a list, which the synchronous call does not take.
+    pub fn check_synchronous(self, operation: &Operation) -> Result {
+        if operation.format != Format::Address {
+            return Err(EINVAL);
+        }
+        for transfer in operation.transfers.iter().flatten() {
+            let longest = if transfer.is_device_io() {
+                self.device.min(self.chunk)
+            } else {
+                self.chunk
+            };
+            if transfer.len > longest {
+                return Err(E2BIG);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The priority that a CCB is scheduled with: a user's 0 and other values that
@@ -185,26 +345,36 @@ pub fn transferred(len: u32, resid: u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn scsi(flags: u32, dxfer_len: u32) -> Result<Operation> {
-        Operation::parse(Fields {
+    fn scsi(flags: u32, len: u64) -> Result<Operation> {
+        Operation::parse(&Fields {
             func_code: sys::XPT_SCSI_IO,
             flags,
-            dxfer_len,
+            lens: [len, 0],
+            ..Fields::default()
+        })
+    }
+
+    fn opcode(func_code: sys::xpt_opcode) -> Result<Operation> {
+        Operation::parse(&Fields {
+            func_code,
+            ..Fields::default()
         })
     }
 
     #[test]
     fn an_opcode_for_the_xpt_only_is_enodev_and_an_unknown_one_einval() {
-        let parse = |func_code| {
-            Operation::parse(Fields {
-                func_code,
-                flags: 0,
-                dxfer_len: 0,
-            })
-        };
-        assert_eq!(parse(sys::XPT_SCAN_BUS), Err(ENODEV));
-        assert_eq!(parse(0x7e), Err(EINVAL));
-        assert_eq!(parse(sys::XPT_PATH_INQ), Ok(Operation::Immediate));
+        assert_eq!(opcode(sys::XPT_SCAN_BUS), Err(ENODEV));
+        assert_eq!(opcode(sys::XPT_DEV_MATCH), Err(ENODEV));
+        assert_eq!(opcode(0x7e), Err(EINVAL));
+        assert_eq!(opcode(sys::XPT_PATH_INQ), Ok(Operation::NOTHING));
+    }
+
+    #[test]
+    fn opcodes_that_carry_kernel_addresses_are_refused() {
+        // A callback, and a CCB of the kernel's.
+        for func_code in [sys::XPT_SASYNC_CB, sys::XPT_ABORT] {
+            assert_eq!(opcode(func_code), Err(EINVAL));
+        }
     }
 
     #[test]
@@ -229,27 +399,83 @@ mod tests {
     #[test]
     fn a_transfer_has_a_direction_and_a_length() {
         let of = |direction| {
-            Ok(Operation::Scsi(Some(Transfer {
+            let transfer = Transfer {
+                field: Field::Scsi,
                 direction,
                 len: 512,
-            })))
+            };
+            Ok([Some(transfer), None])
         };
-        assert_eq!(scsi(sys::CAM_DIR_IN, 512), of(Direction::In));
-        assert_eq!(scsi(sys::CAM_DIR_OUT, 512), of(Direction::Out));
-        assert_eq!(scsi(sys::CAM_DIR_BOTH, 512), of(Direction::Both));
-        assert_eq!(scsi(sys::CAM_DIR_NONE, 512), Ok(Operation::Scsi(None)));
-        assert_eq!(scsi(sys::CAM_DIR_IN, 0), Ok(Operation::Scsi(None)));
+        let transfers = |flags, len| scsi(flags, len).map(|o| o.transfers);
+        assert_eq!(transfers(sys::CAM_DIR_IN, 512), of(Direction::In));
+        assert_eq!(transfers(sys::CAM_DIR_OUT, 512), of(Direction::Out));
+        assert_eq!(transfers(sys::CAM_DIR_BOTH, 512), of(Direction::Both));
+        assert_eq!(transfers(sys::CAM_DIR_NONE, 512), Ok([None, None]));
+        assert_eq!(transfers(sys::CAM_DIR_IN, 0), Ok([None, None]));
     }
 
     #[test]
-    fn the_limit_is_inclusive() {
-        let transfer = Some(Transfer {
-            direction: Direction::In,
-            len: 4096,
+    fn a_list_has_segments_and_bytes_and_only_where_cam_takes_one() {
+        let list = |func_code, segments, len| {
+            Operation::parse(&Fields {
+                func_code,
+                flags: sys::CAM_DIR_IN | sys::CAM_DATA_SG,
+                lens: [len, 0],
+                segments,
+                ..Fields::default()
+            })
+            .map(|o| o.format)
+        };
+        assert_eq!(list(sys::XPT_SCSI_IO, 3, 512), Ok(Format::List(3)));
+        assert_eq!(list(sys::XPT_NVME_IO, 3, 512), Ok(Format::List(3)));
+        assert_eq!(list(sys::XPT_ATA_IO, 3, 512), Err(EINVAL));
+        assert_eq!(list(sys::XPT_SCSI_IO, 0, 512), Err(EINVAL));
+        assert_eq!(list(sys::XPT_SCSI_IO, 3, 0), Err(EINVAL));
+    }
+
+    #[test]
+    fn an_smp_command_has_a_request_and_a_response() {
+        let operation = Operation::parse(&Fields {
+            func_code: sys::XPT_SMP_IO,
+            lens: [8, 60],
+            ..Fields::default()
         });
-        assert_eq!(fits_queued(transfer, 4096), Ok(()));
-        assert_eq!(fits_queued(transfer, 4095), Err(EINVAL));
-        assert_eq!(fits_synchronous(transfer, 4095), Err(E2BIG));
+        let lens = operation.map(|o| o.transfers.map(|t| t.map(|t| (t.direction, t.len))));
+        let wanted = [Some((Direction::Out, 8)), Some((Direction::In, 60))];
+        assert_eq!(lens, Ok(wanted));
+        let negative = Operation::parse(&Fields {
+            func_code: sys::XPT_SMP_IO,
+            lens: [-1i32 as u64, 0],
+            ..Fields::default()
+        });
+        assert_eq!(negative, Err(EINVAL));
+    }
+
+    #[test]
+    fn the_limits_are_inclusive_and_lists_of_chunks_go_beyond_a_chunk() {
+        let longest = Longest {
+            device: 8192,
+            chunk: 4096,
+        };
+        let of = |field, len| Operation {
+            transfers: [
+                Some(Transfer {
+                    field,
+                    direction: Direction::In,
+                    len,
+                }),
+                None,
+            ],
+            ..Operation::NOTHING
+        };
+        assert_eq!(longest.check_queued(&of(Field::Scsi, 8192)), Ok(()));
+        assert_eq!(longest.check_queued(&of(Field::Scsi, 8193)), Err(EINVAL));
+        assert_eq!(longest.check_queued(&of(Field::Ata, 4097)), Err(EINVAL));
+        assert_eq!(longest.check_synchronous(&of(Field::Scsi, 4096)), Ok(()));
+        assert_eq!(
+            longest.check_synchronous(&of(Field::Scsi, 4097)),
+            Err(E2BIG)
+        );
     }
 
     #[test]

@@ -121,11 +121,9 @@ impl Charge {
 
     /// # Errors
     /// `EAGAIN`.
-    pub fn add_bytes(&mut self, bytes: u32) -> Result {
-        self.queue
-            .account
-            .add_bytes(u64::from(bytes), Queue::limits())?;
-        self.bytes += u64::from(bytes);
+    pub fn add_bytes(&mut self, bytes: u64) -> Result {
+        self.queue.account.add_bytes(bytes, Queue::limits())?;
+        self.bytes += bytes;
         Ok(())
     }
 }

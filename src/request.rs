@@ -13,8 +13,8 @@
 //! Dropping it in any state gives back its memory and its place in the limits.
 
 use crate::{
-    buffer::{Bounce, Zones},
-    ioctl::{self, Fields, Operation},
+    buffer::{Bounce, Segments, Zones},
+    ioctl::{self, Field, Format, Operation, Transfer},
     kpi::{
         ccb::{Ccb, Saved},
         errno::{EINVAL, Result},
@@ -24,6 +24,7 @@ use crate::{
         zone::{ZoneBox, ZoneItem},
     },
     queue::{Charge, Open},
+    sg::Segment,
 };
 use sys_bindings as sys;
 
@@ -36,8 +37,8 @@ pub struct Request {
     /// The private copy, and the CCB itself for an immediate operation.
     pub ccb: Ccb,
     saved: Saved,
-    buffer: Option<Bounce>,
-    _charge: Charge,
+    buffers: [Option<Bounce>; 2],
+    charge: Charge,
 }
 
 impl ZoneItem for Request {
@@ -47,15 +48,6 @@ impl ZoneItem for Request {
     }
     fn link(&mut self) -> &mut Link<Self> {
         &mut self.next
-    }
-}
-
-/// The fields of a CCB that decide what becomes of it.
-pub fn fields(ccb: &Ccb) -> Fields {
-    Fields {
-        func_code: ccb.hdr().func_code,
-        flags: ccb.hdr().flags,
-        dxfer_len: ccb.csio().dxfer_len,
     }
 }
 
@@ -69,16 +61,16 @@ impl Request {
     pub fn from_user(open: &Shared<Open>, user_ccb: UserPtr) -> Result<ZoneBox<Self>> {
         let charge = Charge::new(&open.queue)?;
         let zones = open.zones()?;
-        let ccb = Ccb::zeroed();
+        let mut ccb = Ccb::zeroed();
         let mut request = ZoneBox::new(Request {
             next: Link::new(),
             open: open.clone(),
             zones,
-            operation: Operation::Immediate,
+            operation: Operation::NOTHING,
             saved: ccb.save(),
             ccb,
-            buffer: None,
-            _charge: charge,
+            buffers: [None, None],
+            charge,
         });
         request.set_up(user_ccb)?;
         Ok(request)
@@ -86,23 +78,42 @@ impl Request {
 
     fn set_up(&mut self, user_ccb: UserPtr) -> Result {
         self.ccb.copyin(user_ccb)?;
-        self.operation = Operation::parse(fields(&self.ccb))?;
+        self.operation = Operation::parse(&self.ccb.fields())?;
         self.saved = self.ccb.save();
-        if let Operation::Scsi(transfer) = self.operation {
+        if self.is_scsi() {
             self.copyin_cdb()?;
-            let unit = self.open.unit()?;
-            ioctl::fits_queued(transfer, unit.max_transfer())?;
-            match transfer {
-                None => self.ccb.set_data_pointer(core::ptr::null_mut()),
-                Some(transfer) => {
-                    self._charge.add_bytes(transfer.len)?;
-                    let buffer = Bounce::new(&self.zones, transfer, self.saved.data())?;
-                    self.ccb.set_data_pointer(buffer.as_ptr());
-                    self.buffer = Some(buffer);
-                }
+        }
+        self.open.unit()?.longest().check_queued(&self.operation)?;
+        let transfers = self.operation.transfers;
+        let addresses = transfers.map(|t| t.map(|t| self.ccb.data(t.field)));
+        self.ccb.clear_addresses();
+        for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
+            if let (Some(transfer), Some(at)) = (transfer, at) {
+                self.buffers[i] = Some(self.bounce(transfer, at)?);
             }
         }
         Ok(())
+    }
+
+    fn is_scsi(&self) -> bool {
+        Field::of(self.ccb.hdr().func_code) == [Field::Scsi]
+    }
+
+    /// Takes kernel memory for a transfer, and has the CCB point at it.
+    fn bounce(&mut self, transfer: Transfer, at: UserPtr) -> Result<Bounce> {
+        self.charge.add_bytes(u64::from(transfer.len))?;
+        let segments = match self.operation.format {
+            Format::Address => Segments::one(at, transfer.len),
+            Format::List(count) => {
+                // The list is kernel memory too.
+                self.charge
+                    .add_bytes(u64::from(count) * size_of::<Segment>() as u64)?;
+                Segments::copyin(at, count, transfer.len)?
+            }
+        };
+        let bounce = Bounce::new(&self.zones, transfer, segments)?;
+        bounce.attach(&mut self.ccb);
+        Ok(bounce)
     }
 
     /// Brings a CDB that is elsewhere into the CCB.
@@ -123,7 +134,7 @@ impl Request {
 
     /// Whether CAM answers without the device.
     pub fn is_immediate(&self) -> bool {
-        self.operation == Operation::Immediate
+        self.operation.is_immediate()
     }
 
     /// The priority that it is scheduled with.
@@ -143,10 +154,8 @@ impl Request {
     /// # Errors
     /// `EFAULT`: the user's buffer or CCB is not writable.
     pub fn reap(&mut self, to: UserPtr) -> Result {
-        if let Some(buffer) = &self.buffer {
-            let csio = self.ccb.csio();
-            let moved = ioctl::transferred(csio.dxfer_len, csio.resid);
-            buffer.copyout(self.saved.data(), moved)?;
+        for buffer in self.buffers.iter().flatten() {
+            buffer.copyout(self.ccb.moved(buffer.transfer()))?;
         }
         // A second try restores what is restored already.
         self.ccb.restore(&self.saved);

@@ -110,7 +110,11 @@ mod tests {
 
     #[test]
     fn a_list_that_is_too_short_is_refused_and_a_longer_one_is_not() {
-        let list = [segment(0x1000, 100), segment(0x2000, 0), segment(0x3000, 28)];
+        let list = [
+            segment(0x1000, 100),
+            segment(0x2000, 0),
+            segment(0x3000, 28),
+        ];
         assert_eq!(check(&list, 128), Ok(()));
         assert_eq!(check(&list, 127), Ok(()));
         assert_eq!(check(&list, 129), Err(EINVAL));

@@ -3,7 +3,7 @@
 
 use crate::{
     buffer::{MAX_CHUNK, Zones},
-    ioctl::{self, Operation},
+    ioctl::{self, Field, Longest, Operation},
     kpi::{
         ccb::{self, Ccb, Mapped, OwnCcb, Recovery, StartCcb},
         cdev::{DevSw, Device, Ioctl, Node, Thread},
@@ -17,7 +17,7 @@ use crate::{
     },
     module, notify,
     queue::Open,
-    request::{self, Request},
+    request::Request,
 };
 use core::{
     ffi::{CStr, c_int, c_void},
@@ -114,9 +114,12 @@ impl Unit {
         }
     }
 
-    /// The longest transfer that this driver takes, in bytes.
-    pub fn max_transfer(&self) -> u32 {
-        self.maxio.min(MAX_CHUNK)
+    /// The longest runs of data that the device and this driver take.
+    pub fn longest(&self) -> Longest {
+        Longest {
+            device: self.maxio,
+            chunk: MAX_CHUNK,
+        }
     }
 
     /// Counts an open.
@@ -232,17 +235,19 @@ impl Unit {
     /// `E2BIG`: the transfer is longer than the device takes; `ENXIO`: the
     /// device is gone.
     fn command(&self, periph: &Periph, ccb: &mut Ccb) -> Result {
-        let operation = Operation::parse(request::fields(ccb))?;
-        ioctl::fits_synchronous(operation.transfer(), self.max_transfer())?;
+        let operation = Operation::parse(&ccb.fields())?;
+        self.longest().check_synchronous(&operation)?;
         let saved = ccb.save();
         let priority = ioctl::priority(ccb.hdr().pinfo.priority);
         let mut cdb = [0; u8::MAX as usize];
-        if let Operation::Scsi(_) = operation {
+        if Field::of(ccb.hdr().func_code) == [Field::Scsi] {
             Self::copyin_cdb(ccb, &mut cdb)?;
         }
-        let mapped = match operation.transfer() {
-            Some(_) => Some(Mapped::map(ccb, self.max_transfer())?),
-            None => None,
+        let mapped = if operation.has_data() {
+            Some(Mapped::map(ccb, self.maxio)?)
+        } else {
+            ccb.clear_addresses();
+            None
         };
         let ran = self.run(periph, ccb, operation, priority);
         let unmapped = mapped.map_or(Ok(()), |mapped| mapped.unmap(ccb));
@@ -251,7 +256,7 @@ impl Unit {
     }
 
     fn run(&self, periph: &Periph, ccb: &mut Ccb, operation: Operation, priority: u32) -> Result {
-        let mut own = (operation == Operation::Immediate).then(OwnCcb::alloc);
+        let mut own = operation.is_immediate().then(OwnCcb::alloc);
         let mut held = periph.lock();
         if self.state.get(&mut held).gone {
             return Err(ENXIO);

@@ -93,6 +93,7 @@ const VARIABLES: &[&str] = &[
     "periph_drivers",
     "maxphys",
     "CAM_.*",
+    "CDAI_.*",
     "XPT_FC_.*",
     "AC_.*",
     "SF_.*",

@@ -1,6 +1,7 @@
 //! union ccb: private copies of a user's, and those that CAM hands out.
 
 use super::{errno::Result, periph::Held, user::UserPtr};
+use crate::ioctl::{self, Field, Fields, Transfer};
 use core::{
     ffi::{c_int, c_void},
     ptr::NonNull,
@@ -85,19 +86,143 @@ impl Ccb {
         self.csio_mut().cdb_io.cdb_ptr = bytes.as_mut_ptr();
     }
 
+    /// The pointer that names the data of a field, and the count of segments
+    /// where there is one.
+    fn pointer_mut(&mut self, field: Field) -> (&mut *mut u8, Option<&mut u16>) {
+        // SAFETY: plain data, whichever member was written.
+        unsafe {
+            match field {
+                Field::Scsi => {
+                    let io = &mut self.0.csio;
+                    (&mut io.data_ptr, Some(&mut io.sglist_cnt))
+                }
+                Field::Ata => (&mut self.0.ataio.data_ptr, None),
+                Field::Nvme => {
+                    let io = &mut self.0.nvmeio;
+                    (&mut io.data_ptr, Some(&mut io.sglist_cnt))
+                }
+                Field::SmpRequest => (&mut self.0.smpio.smp_request, None),
+                Field::SmpResponse => (&mut self.0.smpio.smp_response, None),
+                Field::AdvInfo => (&mut self.0.cdai.buf, None),
+            }
+        }
+    }
+
     /// Has the data read from, or written to, kernel memory at `buffer`.
-    pub fn set_data_pointer(&mut self, buffer: *mut u8) {
-        self.csio_mut().data_ptr = buffer;
+    pub fn set_data(&mut self, field: Field, buffer: *mut u8) {
+        *self.pointer_mut(field).0 = buffer;
+        self.set_format(sys::CAM_DATA_VADDR);
+    }
+
+    /// The same, by a list of `count` segments in kernel memory.
+    pub fn set_list(&mut self, field: Field, list: *mut u8, count: u16) {
+        let (pointer, segments) = self.pointer_mut(field);
+        *pointer = list;
+        if let Some(segments) = segments {
+            *segments = count;
+        }
+        self.set_format(sys::CAM_DATA_SG);
+    }
+
+    fn set_format(&mut self, format: u32) {
+        let flags = &mut self.hdr_mut().flags;
+        *flags = *flags & !sys::CAM_DATA_MASK | format;
+    }
+
+    /// The user's address of a field's data.
+    pub fn data(&mut self, field: Field) -> UserPtr {
+        UserPtr::new(*self.pointer_mut(field).0 as usize)
+    }
+
+    /// The address fields of an NVMe command, MPTR and DPTR: bytes 16 to 39
+    /// of a submission queue entry (NVM Express Base Specification 2.0,
+    /// figure 87). They are physical.
+    fn nvme_addresses(&mut self) -> &mut [u8; 24] {
+        // SAFETY: 64 bytes of plain data, of which these are a part.
+        unsafe { &mut *(&raw mut self.0.nvmeio.cmd).cast::<[u8; 24]>().byte_add(16) }
+    }
+
+    /// Leaves no address of the user's where the kernel or the device could
+    /// follow it.
+    pub fn clear_addresses(&mut self) {
+        for field in Field::of(self.hdr().func_code) {
+            *self.pointer_mut(*field).0 = core::ptr::null_mut();
+            if *field == Field::Nvme {
+                *self.nvme_addresses() = [0; 24];
+            }
+        }
+    }
+
+    /// The fields that decide what becomes of the CCB.
+    pub fn fields(&self) -> Fields {
+        let hdr = self.hdr();
+        let (mut lens, mut segments, mut stores) = ([0; 2], 0, false);
+        // SAFETY: plain data, whichever member was written.
+        unsafe {
+            match hdr.func_code {
+                sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                    lens[0] = u64::from(self.0.csio.dxfer_len);
+                    segments = self.0.csio.sglist_cnt;
+                }
+                sys::XPT_ATA_IO => lens[0] = u64::from(self.0.ataio.dxfer_len),
+                sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
+                    lens[0] = u64::from(self.0.nvmeio.dxfer_len);
+                    segments = self.0.nvmeio.sglist_cnt;
+                }
+                sys::XPT_SMP_IO => {
+                    let smp = &self.0.smpio;
+                    // Negative ones become too long.
+                    lens = [smp.smp_request_len as u64, smp.smp_response_len as u64];
+                }
+                sys::XPT_DEV_ADVINFO => {
+                    lens[0] = self.0.cdai.bufsiz as u64;
+                    stores = self.0.cdai.flags & sys::CDAI_FLAG_STORE != 0;
+                }
+                _ => {}
+            }
+        }
+        Fields {
+            func_code: hdr.func_code,
+            flags: hdr.flags,
+            lens,
+            segments,
+            stores,
+        }
+    }
+
+    /// Bytes of a transfer that the device moved, as its CCB says.
+    pub fn moved(&self, transfer: Transfer) -> u32 {
+        // SAFETY: plain data.
+        let resid = unsafe {
+            match transfer.field {
+                Field::Scsi => self.0.csio.resid,
+                Field::Ata => self.0.ataio.resid,
+                // The others have no residual.
+                _ => 0,
+            }
+        };
+        ioctl::transferred(transfer.len, resid)
     }
 
     /// What the user must find unchanged when the CCB comes back.
-    pub fn save(&self) -> Saved {
-        let csio = self.csio();
-        Saved {
+    pub fn save(&mut self) -> Saved {
+        let mut saved = Saved {
             hdr: *self.hdr(),
-            data_ptr: csio.data_ptr,
-            cdb_io: csio.cdb_io,
+            pointers: [core::ptr::null_mut(); 2],
+            segments: 0,
+            inline: [0; 24],
+        };
+        for (i, field) in Field::of(self.hdr().func_code).iter().enumerate() {
+            let (pointer, segments) = self.pointer_mut(*field);
+            saved.pointers[i] = *pointer;
+            saved.segments = segments.map_or(0, |segments| *segments);
+            match field {
+                Field::Scsi => saved.inline[..16].copy_from_slice(self.cdb_bytes_mut()),
+                Field::Nvme => saved.inline = *self.nvme_addresses(),
+                _ => {}
+            }
         }
+        saved
     }
 
     /// Makes a completed CCB fit for the user: the header is the one that came
@@ -111,10 +236,17 @@ impl Ccb {
         hdr.path_id = done.path_id;
         hdr.target_id = done.target_id;
         hdr.target_lun = done.target_lun;
-        if saved.hdr.func_code == sys::XPT_SCSI_IO {
-            let csio = self.csio_mut();
-            csio.data_ptr = saved.data_ptr;
-            csio.cdb_io = saved.cdb_io;
+        for (i, field) in Field::of(saved.hdr.func_code).iter().enumerate() {
+            let (pointer, segments) = self.pointer_mut(*field);
+            *pointer = saved.pointers[i];
+            if let Some(segments) = segments {
+                *segments = saved.segments;
+            }
+            match field {
+                Field::Scsi => self.cdb_bytes_mut().copy_from_slice(&saved.inline[..16]),
+                Field::Nvme => *self.nvme_addresses() = saved.inline,
+                _ => {}
+            }
         }
     }
 
@@ -160,21 +292,16 @@ impl Ccb {
 /// The parts of a user's CCB that the kernel replaces on its way.
 pub struct Saved {
     hdr: sys::ccb_hdr,
-    data_ptr: *mut u8,
-    cdb_io: sys::cdb_t,
+    pointers: [*mut u8; 2],
+    segments: u16,
+    /// The CDB, or an NVMe command's addresses.
+    inline: [u8; 24],
 }
 
 // SAFETY: the pointers are the user's numbers; nobody follows them here.
 unsafe impl Send for Saved {}
 // SAFETY: as above.
 unsafe impl Sync for Saved {}
-
-impl Saved {
-    /// The address of the user's data.
-    pub fn data(&self) -> UserPtr {
-        UserPtr::new(self.data_ptr as usize)
-    }
-}
 
 /// A CCB that CAM allocated for this periph. It is given back with the device
 /// lock held, by [`Held::release_ccb`], on every path.

@@ -1,6 +1,7 @@
 //! copy(9): the one place where user memory is touched.
 
 use super::errno::{Result, check};
+use crate::sg::Segment;
 use core::ffi::c_void;
 use sys_bindings as sys;
 
@@ -13,6 +14,24 @@ impl UserPtr {
     /// Wraps an address.
     pub fn new(address: usize) -> Self {
         UserPtr(address)
+    }
+
+    /// The number.
+    pub fn address(self) -> usize {
+        self.0
+    }
+
+    /// Fills a list of segments from user memory. May sleep: no mutex may be
+    /// held.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub fn copyin_segments(self, to: &mut [Segment]) -> Result {
+        // SAFETY: a Segment is two integers: any bytes make one, and all of
+        // its bytes are initialised.
+        self.copyin(unsafe {
+            core::slice::from_raw_parts_mut(to.as_mut_ptr().cast(), size_of_val(to))
+        })
     }
 
     /// Fills `to` from user memory. May sleep: no mutex may be held.

@@ -84,6 +84,7 @@ struct State {
     active: usize,
     frozen: usize,
     periphs: Vec<usize>,
+    physpath: Vec<u8>,
 }
 
 /// What a `struct cam_path *` points at here.
@@ -580,7 +581,13 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
     unsafe {
         (*ccb).ccb_h.status = sys::CAM_REQ_INPROG;
         match (*ccb).ccb_h.func_code {
-            sys::XPT_SCSI_IO => {
+            sys::XPT_SCSI_IO
+            | sys::XPT_ATA_IO
+            | sys::XPT_NVME_IO
+            | sys::XPT_NVME_ADMIN
+            | sys::XPT_SMP_IO
+            | sys::XPT_RESET_DEV
+            | sys::XPT_CONT_TARGET_IO => {
                 let mut state = device.state.lock().unwrap();
                 state.order += 1;
                 let entry = ((*ccb).ccb_h.pinfo.priority, state.order, ccb as usize);
@@ -602,9 +609,58 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             sys::XPT_GDEV_TYPE => {
                 fill_getdev(&device, &mut (*ccb).cgd);
             }
-            sys::XPT_NOOP => (*ccb).ccb_h.status = sys::CAM_REQ_CMP,
+            sys::XPT_NOOP | sys::XPT_SET_TRAN_SETTINGS => {
+                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+            }
+            sys::XPT_GDEV_STATS => {
+                let state = device.state.lock().unwrap();
+                (*ccb).cgds.dev_active = state.active as i32;
+                (*ccb).cgds.allocated = state.queue.len() as i32;
+                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+            }
+            sys::XPT_GET_TRAN_SETTINGS => {
+                (*ccb).cts.protocol = sys::PROTO_SCSI;
+                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+            }
+            sys::XPT_REL_SIMQ => {
+                // Releases what is frozen, and nothing if nothing is.
+                let frozen = device.state.lock().unwrap().frozen;
+                if frozen != 0 {
+                    device.unfreeze();
+                }
+                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+            }
+            sys::XPT_DEV_ADVINFO => advinfo(&device, &mut (*ccb).cdai),
             _ => (*ccb).ccb_h.status = sys::CAM_PROVIDE_FAIL,
         }
+    }
+}
+
+/// XPT_DEV_ADVINFO: the serial number is read, the physical path is read and
+/// stored.
+fn advinfo(device: &Device, cdai: &mut sys::ccb_dev_advinfo) {
+    let mut state = device.state.lock().unwrap();
+    cdai.ccb_h.status = sys::CAM_REQ_CMP;
+    let stores = cdai.flags & sys::CDAI_FLAG_STORE != 0;
+    let len = cdai.bufsiz as usize;
+    let value = match cdai.buftype {
+        sys::CDAI_TYPE_SERIAL_NUM if !stores => b"QPSERIAL".to_vec(),
+        sys::CDAI_TYPE_PHYS_PATH if stores => {
+            // SAFETY: the CCB's buffer is kernel memory of that length.
+            state.physpath = unsafe { core::slice::from_raw_parts(cdai.buf, len) }.to_vec();
+            return;
+        }
+        sys::CDAI_TYPE_PHYS_PATH => state.physpath.clone(),
+        _ => {
+            cdai.ccb_h.status = sys::CAM_REQ_INVALID;
+            return;
+        }
+    };
+    cdai.provsiz = value.len() as i64;
+    let part = len.min(value.len());
+    if part != 0 {
+        // SAFETY: as above.
+        unsafe { core::ptr::copy_nonoverlapping(value.as_ptr(), cdai.buf, part) };
     }
 }
 
@@ -1192,8 +1248,53 @@ pub(crate) unsafe extern "C" fn cam_release_devq(
     0
 }
 
-/// cam_periph_mapmem(9) of an XPT_SCSI_IO: a copy, as the kernel makes of what
-/// is not large.
+/// The data of a CCB as cam_periph_mapmem(9) finds it: where the pointer is,
+/// how long the data is, and which way it goes.
+unsafe fn mappings(ccb: *mut sys::ccb) -> Result<Vec<(*mut *mut u8, usize, u32)>, c_int> {
+    // SAFETY: the caller's CCB is what its opcode says.
+    unsafe {
+        let flags = (*ccb).ccb_h.flags;
+        let direction = flags & sys::CAM_DIR_MASK;
+        let io = |pointer, len: u32| {
+            if direction == sys::CAM_DIR_NONE {
+                return Ok(Vec::new());
+            }
+            if flags & sys::CAM_DATA_MASK != sys::CAM_DATA_VADDR {
+                return Err(sys::EINVAL as c_int);
+            }
+            Ok(vec![(pointer, len as usize, direction)])
+        };
+        match (*ccb).ccb_h.func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                io(&raw mut (*ccb).csio.data_ptr, (*ccb).csio.dxfer_len)
+            }
+            sys::XPT_ATA_IO => io(&raw mut (*ccb).ataio.data_ptr, (*ccb).ataio.dxfer_len),
+            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
+                io(&raw mut (*ccb).nvmeio.data_ptr, (*ccb).nvmeio.dxfer_len)
+            }
+            sys::XPT_SMP_IO => {
+                let smp = &raw mut (*ccb).smpio;
+                let (out, back) = ((*smp).smp_request_len, (*smp).smp_response_len);
+                Ok(vec![
+                    (&raw mut (*smp).smp_request, out as usize, sys::CAM_DIR_OUT),
+                    (&raw mut (*smp).smp_response, back as usize, sys::CAM_DIR_IN),
+                ])
+            }
+            sys::XPT_DEV_ADVINFO if (*ccb).cdai.bufsiz == 0 => Ok(Vec::new()),
+            sys::XPT_DEV_ADVINFO => {
+                let cdai = &raw mut (*ccb).cdai;
+                let len = (*cdai).bufsiz as usize;
+                Ok(vec![(&raw mut (*cdai).buf, len, sys::CAM_DIR_IN)])
+            }
+            _ => Err(sys::EINVAL as c_int),
+        }
+    }
+}
+
+const MAPPED: &str = "CAM periph map";
+
+/// cam_periph_mapmem(9): a copy of each buffer, as the kernel makes of what is
+/// not large.
 pub(crate) unsafe extern "C" fn cam_periph_mapmem(
     ccb: *mut sys::ccb,
     info: *mut sys::cam_periph_map_info,
@@ -1203,31 +1304,30 @@ pub(crate) unsafe extern "C" fn cam_periph_mapmem(
     // SAFETY: the caller's CCB and place for the result.
     unsafe {
         *info = core::mem::zeroed();
-        let csio = &mut (*ccb).csio;
-        let flags = csio.ccb_h.flags;
-        if csio.ccb_h.func_code != sys::XPT_SCSI_IO
-            || flags & sys::CAM_DATA_MASK != sys::CAM_DATA_VADDR
-        {
-            return sys::EINVAL as c_int;
-        }
-        if flags & sys::CAM_DIR_MASK == sys::CAM_DIR_NONE {
-            return 0;
-        }
-        let len = csio.dxfer_len as usize;
-        if len > maxmap.min(1 << 20) as usize {
+        let buffers = match mappings(ccb) {
+            Ok(buffers) => buffers,
+            Err(error) => return error,
+        };
+        let longest = maxmap.min(1 << 20) as usize;
+        if buffers.iter().any(|(_, len, _)| *len > longest) {
             return sys::E2BIG as c_int;
         }
-        let buffer = memory::alloc(len, "CAM periph map", sys::M_WAITOK | sys::M_ZERO);
-        if flags & sys::CAM_DIR_MASK != sys::CAM_DIR_IN {
-            let bytes = core::slice::from_raw_parts_mut(buffer.cast::<u8>(), len);
-            if user::read(csio.data_ptr as usize, bytes).is_err() {
-                memory::dealloc(buffer, "CAM periph map");
+        for (i, (pointer, len, direction)) in buffers.iter().enumerate() {
+            let user = **pointer;
+            let buffer = memory::alloc(*len, MAPPED, sys::M_WAITOK | sys::M_ZERO).cast::<u8>();
+            let bytes = core::slice::from_raw_parts_mut(buffer, *len);
+            if *direction != sys::CAM_DIR_IN && user::read(user as usize, bytes).is_err() {
+                memory::dealloc(buffer.cast(), MAPPED);
+                for (j, (pointer, ..)) in buffers.iter().take(i).enumerate() {
+                    memory::dealloc((**pointer).cast(), MAPPED);
+                    **pointer = (*info).orig[j].cast();
+                }
                 return sys::EACCES as c_int;
             }
+            (*info).orig[i] = user.cast();
+            **pointer = buffer;
         }
-        (*info).orig[0] = csio.data_ptr.cast();
-        (*info).num_bufs_used = 1;
-        csio.data_ptr = buffer.cast();
+        (*info).num_bufs_used = buffers.len() as c_int;
     }
     0
 }
@@ -1239,19 +1339,19 @@ pub(crate) unsafe extern "C" fn cam_periph_unmapmem(
     lock::may_sleep("cam_periph_unmapmem");
     // SAFETY: the CCB and info of cam_periph_mapmem().
     unsafe {
-        if (*info).num_bufs_used <= 0 {
-            return 0;
-        }
-        let csio = &mut (*ccb).csio;
         let mut error = 0;
-        if csio.ccb_h.flags & sys::CAM_DIR_MASK != sys::CAM_DIR_OUT {
-            let bytes = core::slice::from_raw_parts(csio.data_ptr, csio.dxfer_len as usize);
-            error = user::write(bytes, (*info).orig[0] as usize)
-                .err()
-                .unwrap_or(0);
+        let count = (*info).num_bufs_used as usize;
+        let buffers = mappings(ccb).unwrap_or_default();
+        for (i, (pointer, len, direction)) in buffers.into_iter().take(count).enumerate() {
+            if direction != sys::CAM_DIR_OUT {
+                let bytes = core::slice::from_raw_parts(*pointer, len);
+                if let Err(errno) = user::write(bytes, (*info).orig[i] as usize) {
+                    error = errno;
+                }
+            }
+            memory::dealloc((*pointer).cast(), MAPPED);
+            *pointer = (*info).orig[i].cast();
         }
-        memory::dealloc(csio.data_ptr.cast(), "CAM periph map");
-        csio.data_ptr = (*info).orig[0].cast();
         (*info).num_bufs_used = 0;
         error
     }
@@ -1265,7 +1365,7 @@ pub fn check_clean(module: std::ops::Range<usize>) {
         ("periphs", PERIPHS.load(Ordering::SeqCst) as usize),
         ("CCBs", memory::malloc_live(CCB)),
         ("paths", memory::malloc_live("CAM path")),
-        ("mapped buffers", memory::malloc_live("CAM periph map")),
+        ("mapped buffers", memory::malloc_live(MAPPED)),
     ] {
         if live != 0 {
             broken(&format!("{live} {what} are left at unload"));

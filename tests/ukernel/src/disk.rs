@@ -84,6 +84,8 @@ pub struct RamDisk {
     pub lies_about_residual: AtomicBool,
     /// Keeps commands without answering them.
     pub stuck: AtomicBool,
+    /// The last NVMe command came with MPTR or DPTR set.
+    pub nvme_addresses_seen: AtomicBool,
     /// Commands carried out.
     pub commands: AtomicU64,
 }
@@ -103,6 +105,7 @@ impl RamDisk {
             unit_attentions: AtomicU32::new(0),
             lies_about_residual: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            nvme_addresses_seen: AtomicBool::new(false),
             commands: AtomicU64::new(0),
         });
         for i in 0..threads {
@@ -149,14 +152,111 @@ impl RamDisk {
     }
 
     fn answer(&self, ccb: *mut sys::ccb, pulled: bool) {
-        // SAFETY: the CCB is the SIM's until it is done.
-        let csio = unsafe { &mut (*ccb).csio };
         self.commands.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the CCB is the SIM's until it is done.
+        let hdr = unsafe { &mut (*ccb).ccb_h };
         if pulled {
-            csio.ccb_h.status = sys::CAM_DEV_NOT_THERE;
+            hdr.status = sys::CAM_DEV_NOT_THERE;
             cam::done(ccb, true);
             return;
         }
+        let good = match hdr.func_code {
+            // SAFETY: the CCB is what its opcode says.
+            sys::XPT_SCSI_IO => unsafe { self.answer_scsi(&mut (*ccb).csio) },
+            // SAFETY: as above.
+            sys::XPT_ATA_IO => unsafe { self.answer_ata(&mut (*ccb).ataio) },
+            // SAFETY: as above.
+            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => unsafe {
+                self.answer_nvme(&mut (*ccb).nvmeio)
+            },
+            // SAFETY: as above.
+            sys::XPT_SMP_IO => unsafe { answer_smp(&mut (*ccb).smpio) },
+            sys::XPT_RESET_DEV => {
+                hdr.status = sys::CAM_REQ_CMP;
+                true
+            }
+            _ => {
+                hdr.status = sys::CAM_REQ_INVALID;
+                false
+            }
+        };
+        cam::done(ccb, !good);
+    }
+
+    /// READ DMA EXT, WRITE DMA EXT, IDENTIFY DEVICE, CHECK POWER MODE (ACS-4);
+    /// all else is aborted.
+    fn answer_ata(&self, io: &mut sys::ccb_ataio) -> bool {
+        let len = io.dxfer_len as usize;
+        let lba = usize::from(io.cmd.lba_low)
+            | usize::from(io.cmd.lba_mid) << 8
+            | usize::from(io.cmd.lba_high) << 16;
+        let at = lba * scsi::BLOCK;
+        let moved = match io.cmd.command {
+            0x25 | 0x35 => {
+                let mut blocks = self.blocks.lock().unwrap();
+                move_block(&mut blocks, at, io.data_ptr, len, io.cmd.command == 0x35)
+            }
+            0xec => {
+                let mut page = vec![0; 512];
+                // Words 27 to 46: the model number, bytes of a word swapped.
+                for (i, byte) in b"QPASS RAM DISK".iter().enumerate() {
+                    page[54 + (i ^ 1)] = *byte;
+                }
+                move_block(&mut page, 0, io.data_ptr, len.min(512), false)
+            }
+            0xe5 => Some(0),
+            _ => None,
+        };
+        match moved {
+            Some(moved) => {
+                io.resid = (len - moved) as u32;
+                io.res.status = 0x50;
+                io.ccb_h.status = sys::CAM_REQ_CMP;
+                true
+            }
+            None => {
+                io.resid = len as u32;
+                io.res.status = 0x51;
+                io.res.error = 0x04;
+                io.ccb_h.status = sys::CAM_ATA_STATUS_ERROR;
+                false
+            }
+        }
+    }
+
+    /// Read, Write and Flush; Identify Controller (NVM Express 2.0).
+    fn answer_nvme(&self, io: &mut sys::ccb_nvmeio) -> bool {
+        // SAFETY: 64 bytes of plain data: a submission queue entry.
+        let entry: &[u8; 64] = unsafe { &*(&raw const io.cmd).cast() };
+        self.nvme_addresses_seen
+            .store(entry[16..40].iter().any(|b| *b != 0), Ordering::SeqCst);
+        let lba = u64::from_le_bytes(entry[40..48].try_into().expect("8 bytes")) as usize;
+        let len = io.dxfer_len as usize;
+        let mut copy = Gathered::take(io.ccb_h.flags, io.data_ptr, io.sglist_cnt, len);
+        let admin = io.ccb_h.func_code == sys::XPT_NVME_ADMIN;
+        let moved = match (admin, entry[0]) {
+            (false, 0) => Some(0),
+            (false, opcode @ (1 | 2)) => {
+                let mut blocks = self.blocks.lock().unwrap();
+                let at = lba * scsi::BLOCK;
+                move_block(&mut blocks, at, copy.bytes.as_mut_ptr(), len, opcode == 1)
+            }
+            (true, 6) => {
+                let mut page = vec![0; 4096];
+                page[24..38].copy_from_slice(b"QPASS RAM DISK");
+                move_block(&mut page, 0, copy.bytes.as_mut_ptr(), len.min(4096), false)
+            }
+            _ => None,
+        };
+        copy.give_back();
+        io.ccb_h.status = match moved {
+            Some(_) => sys::CAM_REQ_CMP,
+            None => sys::CAM_NVME_STATUS_ERROR,
+        };
+        moved.is_some()
+    }
+
+    fn answer_scsi(&self, csio: &mut sys::ccb_scsiio) -> bool {
         let len = csio.dxfer_len as usize;
         let answer = if self.takes_unit_attention() {
             // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
@@ -172,12 +272,12 @@ impl RamDisk {
                 if self.lies_about_residual.load(Ordering::Relaxed) {
                     csio.resid = 0;
                 }
-                cam::done(ccb, false);
+                true
             }
             Err(sense) => {
                 let sense = scsi::fixed_sense(sense);
                 let room = usize::from(csio.sense_len).min(sense.len());
-                // SAFETY: sense_data is larger than any sense_len used here.
+                // SAFETY: sense_data is larger than fixed sense.
                 unsafe {
                     core::ptr::copy_nonoverlapping(
                         sense.as_ptr(),
@@ -189,7 +289,7 @@ impl RamDisk {
                 csio.ccb_h.status = sys::CAM_SCSI_STATUS_ERROR | sys::CAM_AUTOSNS_VALID;
                 csio.scsi_status = sys::SCSI_STATUS_CHECK_COND as u8;
                 csio.resid = len as u32;
-                cam::done(ccb, true);
+                false
             }
         }
     }
@@ -201,25 +301,105 @@ impl RamDisk {
     }
 
     fn execute(&self, csio: &sys::ccb_scsiio, len: usize) -> scsi::Answer {
+        let flags = csio.ccb_h.flags;
+        let mut copy = Gathered::take(flags, csio.data_ptr, csio.sglist_cnt, len);
         // SAFETY: the union is plain data; a CDB elsewhere stays valid until
-        // the CCB is done, and the data is kernel memory of that length.
-        unsafe {
-            let cdb = if csio.ccb_h.flags & sys::CAM_CDB_POINTER != 0 {
+        // the CCB is done.
+        let cdb = unsafe {
+            if flags & sys::CAM_CDB_POINTER != 0 {
                 core::slice::from_raw_parts(csio.cdb_io.cdb_ptr, usize::from(csio.cdb_len))
             } else {
                 &csio.cdb_io.cdb_bytes[..usize::from(csio.cdb_len).min(16)]
-            };
-            let data = match csio.ccb_h.flags & sys::CAM_DIR_MASK {
-                _ if len == 0 || csio.data_ptr.is_null() => Data::None,
-                sys::CAM_DIR_IN => Data::In(core::slice::from_raw_parts_mut(csio.data_ptr, len)),
-                sys::CAM_DIR_OUT => Data::Out(core::slice::from_raw_parts(csio.data_ptr, len)),
-                _ => Data::None,
-            };
-            Disk {
-                blocks: &mut self.blocks.lock().unwrap(),
-                serial: &self.serial,
             }
-            .execute(cdb, data)
+        };
+        let data = match flags & sys::CAM_DIR_MASK {
+            _ if copy.bytes.is_empty() => Data::None,
+            sys::CAM_DIR_IN => Data::In(&mut copy.bytes),
+            sys::CAM_DIR_OUT => Data::Out(&copy.bytes),
+            _ => Data::None,
+        };
+        let answer = Disk {
+            blocks: &mut self.blocks.lock().unwrap(),
+            serial: &self.serial,
+        }
+        .execute(cdb, data);
+        if flags & sys::CAM_DIR_MASK == sys::CAM_DIR_IN {
+            copy.give_back();
+        }
+        answer
+    }
+}
+
+/// Moves `len` bytes between the disk and kernel memory, if they are there.
+fn move_block(disk: &mut [u8], at: usize, data: *mut u8, len: usize, write: bool) -> Option<usize> {
+    let range = disk.get_mut(at..at.checked_add(len)?)?;
+    if len != 0 && data.is_null() {
+        return None;
+    }
+    // SAFETY: the CCB's data is kernel memory of that length.
+    unsafe {
+        if write {
+            core::ptr::copy_nonoverlapping(data, range.as_mut_ptr(), len);
+        } else {
+            core::ptr::copy_nonoverlapping(range.as_ptr(), data, len);
+        }
+    }
+    Some(len)
+}
+
+/// REPORT GENERAL in form: the function is answered as accepted (SPL-4).
+fn answer_smp(io: &mut sys::ccb_smpio) -> bool {
+    io.ccb_h.status = sys::CAM_REQ_CMP;
+    if io.smp_request_len < 4 || io.smp_response_len < 4 {
+        io.ccb_h.status = sys::CAM_SMP_STATUS_ERROR;
+        return false;
+    }
+    // SAFETY: both buffers are kernel memory of their lengths.
+    unsafe {
+        let function = *io.smp_request.add(1);
+        let answer = [0x41, function, 0, 0];
+        core::ptr::copy_nonoverlapping(answer.as_ptr(), io.smp_response, answer.len());
+    }
+    true
+}
+
+/// The data of a CCB in one piece, from kernel memory by address or by list.
+struct Gathered {
+    bytes: Vec<u8>,
+    parts: Vec<(*mut u8, usize)>,
+}
+
+impl Gathered {
+    fn take(flags: u32, data: *mut u8, segments: u16, len: usize) -> Self {
+        let mut parts = Vec::new();
+        if flags & sys::CAM_DIR_MASK != sys::CAM_DIR_NONE && len != 0 && !data.is_null() {
+            if flags & sys::CAM_DATA_MASK == sys::CAM_DATA_SG {
+                for i in 0..usize::from(segments) {
+                    // SAFETY: the CCB's list has so many segments.
+                    let segment = unsafe { *data.cast::<sys::bus_dma_segment_t>().add(i) };
+                    parts.push((segment.ds_addr as *mut u8, segment.ds_len as usize));
+                }
+            } else {
+                parts.push((data, len));
+            }
+        }
+        let mut bytes = Vec::new();
+        for (at, part) in &parts {
+            // SAFETY: kernel memory of that length.
+            bytes.extend_from_slice(unsafe { core::slice::from_raw_parts(*at, *part) });
+        }
+        if !parts.is_empty() && bytes.len() != len {
+            crate::thread::broken("a CCB's list is not as long as its transfer");
+        }
+        Gathered { bytes, parts }
+    }
+
+    fn give_back(&self) {
+        let mut at = 0;
+        for (to, len) in &self.parts {
+            // SAFETY: as in take().
+            unsafe { core::ptr::copy_nonoverlapping(self.bytes[at..].as_ptr(), *to, *len) };
+            at += len;
         }
     }
 }
