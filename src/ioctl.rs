@@ -306,12 +306,17 @@ impl Longest {
     /// address, and what CAM maps at a time.
     ///
     /// # Errors
-    /// `E2BIG`; `EINVAL`: a list, which the synchronous call does not take.
+    /// `E2BIG`; `EINVAL`: a list, or CDAI_FLAG_STORE, which the synchronous
+    /// call does not take.
     pub fn check_synchronous(self, operation: &Operation) -> Result {
         if operation.format != Format::Address {
             return Err(EINVAL);
         }
         for transfer in operation.transfers.iter().flatten() {
+            // cam_periph_mapmem(9) would store zeroes.
+            if transfer.field == Field::AdvInfo && transfer.direction == Direction::Both {
+                return Err(EINVAL);
+            }
             let longest = if transfer.is_device_io() {
                 self.device.min(self.chunk)
             } else {

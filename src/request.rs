@@ -86,7 +86,8 @@ impl Request {
         self.open.unit()?.longest().check_queued(&self.operation)?;
         let transfers = self.operation.transfers;
         let addresses = transfers.map(|t| t.map(|t| self.ccb.data(t.field)));
-        self.ccb.clear_addresses();
+        self.ccb.clear_virtual();
+        self.ccb.clear_physical();
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
                 self.buffers[i] = Some(self.bounce(transfer, at)?);

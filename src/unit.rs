@@ -243,10 +243,11 @@ impl Unit {
         if Field::of(ccb.hdr().func_code) == [Field::Scsi] {
             Self::copyin_cdb(ccb, &mut cdb)?;
         }
+        ccb.clear_physical();
         let mapped = if operation.has_data() {
             Some(Mapped::map(ccb, self.maxio)?)
         } else {
-            ccb.clear_addresses();
+            ccb.clear_virtual();
             None
         };
         let ran = self.run(periph, ccb, operation, priority);

@@ -142,14 +142,18 @@ impl Ccb {
         unsafe { &mut *(&raw mut self.0.nvmeio.cmd).cast::<[u8; 24]>().byte_add(16) }
     }
 
-    /// Leaves no address of the user's where the kernel or the device could
-    /// follow it.
-    pub fn clear_addresses(&mut self) {
+    /// Leaves no physical address of the user's where the device could follow
+    /// it.
+    pub fn clear_physical(&mut self) {
+        if Field::of(self.hdr().func_code) == [Field::Nvme] {
+            *self.nvme_addresses() = [0; 24];
+        }
+    }
+
+    /// Leaves no address of the user's where the kernel could follow it.
+    pub fn clear_virtual(&mut self) {
         for field in Field::of(self.hdr().func_code) {
             *self.pointer_mut(*field).0 = core::ptr::null_mut();
-            if *field == Field::Nvme {
-                *self.nvme_addresses() = [0; 24];
-            }
         }
     }
 

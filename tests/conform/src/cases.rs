@@ -4,7 +4,7 @@ use crate::{
     Case, Ctx, Outcome,
     command::{BLOCK, Command, Ended},
     expect,
-    sys::{Access, Errno, Fd},
+    sys::{Access, Errno, Fd, Memory},
 };
 use sys_bindings as sys;
 
@@ -57,6 +57,16 @@ cases! {
     poll_is_quiet_when_nothing_is_done;
     what_is_written_is_read_back;
     completions_of_a_deep_queue_all_come;
+    a_list_is_written_and_read_back;
+    a_list_of_thousands_is_taken;
+    a_list_ccb_can_be_queued_again_as_it_came;
+    a_list_longer_than_the_transfer_is_taken;
+    a_list_shorter_than_the_transfer_is_einval;
+    a_list_without_segments_or_length_is_einval;
+    a_wild_list_or_segment_is_efault;
+    a_short_read_into_a_list_leaves_no_stale_byte;
+    a_list_is_einval_when_synchronous;
+    questions_are_answered_at_once;
     a_queued_error_comes_with_sense;
     a_short_read_leaves_no_stale_byte;
     the_ccb_comes_back_with_its_own_pointers;
@@ -358,6 +368,234 @@ fn completions_of_a_deep_queue_all_come(ctx: &mut Ctx<'_>) -> Outcome {
     expect!("quiet after", wait(ctx, kq, A_WHILE), Ok(None));
     command.free(ctx.sys);
     ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// The byte at `i` of a test pattern.
+fn pattern(i: usize) -> u8 {
+    (i as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0]
+}
+
+fn a_list_is_written_and_read_back(ctx: &mut Ctx<'_>) -> Outcome {
+    const LEN: usize = 32 * BLOCK;
+    let writes: [&[usize]; 2] = [&[LEN], &[1, 3, 0, 4093, 4096, 511, LEN - 8704]];
+    let reads: [&[usize]; 2] = [&[7, 8192, 1, LEN - 8200], &[512; 32]];
+    let fd = open(ctx)?;
+    let mut list = Memory::new(ctx.sys, 4096);
+    for (lens, others) in writes.into_iter().zip(reads) {
+        let mut write = Command::new(ctx.sys, 2 * LEN);
+        write.rw10(true, 64, 32);
+        write.list(&mut list, 5, 3, lens);
+        let mut n = 0;
+        let mut at = 5;
+        for len in lens {
+            for byte in &mut write.data.bytes_mut()[at..at + len] {
+                *byte = pattern(n);
+                n += 1;
+            }
+            at += len + 3;
+        }
+        expect!("length", n, LEN);
+        expect!("write", queue_and_reap(ctx, fd, &write)?, GOOD);
+        let mut read = Command::new(ctx.sys, 2 * LEN);
+        read.rw10(false, 64, 32);
+        read.list(&mut list, 1, 9, others);
+        expect!("read", queue_and_reap(ctx, fd, &read)?, GOOD);
+        let (mut n, mut at, mut wrong) = (0, 1, 0);
+        for len in others {
+            for byte in &read.data.bytes()[at..at + len] {
+                wrong += usize::from(*byte != pattern(n));
+                n += 1;
+            }
+            at += len;
+            // What lies between the segments is not written.
+            wrong += usize::from(read.data.bytes()[at..at + 9].iter().any(|b| *b != 0));
+            at += 9;
+        }
+        ctx.see(format_args!(
+            "{} to {} segments, {wrong} wrong",
+            lens.len(),
+            others.len()
+        ));
+        expect!("wrong bytes", wrong, 0);
+        write.free(ctx.sys);
+        read.free(ctx.sys);
+    }
+    list.unmap(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_list_of_thousands_is_taken(ctx: &mut Ctx<'_>) -> Outcome {
+    static LENS: [usize; 4096] = [16; 4096];
+    let fd = open(ctx)?;
+    let mut list = Memory::new(ctx.sys, LENS.len() * 16);
+    let mut write = Command::new(ctx.sys, 65536);
+    write.rw10(true, 0, 128);
+    for (i, byte) in write.data.bytes_mut().iter_mut().enumerate() {
+        *byte = pattern(i);
+    }
+    expect!("write", queue_and_reap(ctx, fd, &write)?, GOOD);
+    let mut read = Command::new(ctx.sys, 2 * 65536);
+    read.rw10(false, 0, 128);
+    read.list(&mut list, 0, 16, &LENS);
+    expect!("read", queue_and_reap(ctx, fd, &read)?, GOOD);
+    let wrong = (0..65536)
+        .filter(|i| read.data.bytes()[i / 16 * 32 + i % 16] != pattern(*i))
+        .count();
+    ctx.see(format_args!("{} segments, {wrong} wrong", LENS.len()));
+    expect!("wrong bytes", wrong, 0);
+    list.unmap(ctx.sys);
+    write.free(ctx.sys);
+    read.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_list_ccb_can_be_queued_again_as_it_came(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut list = Memory::new(ctx.sys, 4096);
+    let mut read = Command::new(ctx.sys, 8192);
+    read.rw10(false, 0, 8);
+    read.list(&mut list, 0, 0, &[100, 200, 4096 - 300]);
+    let before = (read.csio().data_ptr as usize, read.csio().sglist_cnt);
+    for _ in 0..2 {
+        expect!("read", queue_and_reap(ctx, fd, &read)?, GOOD);
+        let after = (read.csio().data_ptr as usize, read.csio().sglist_cnt);
+        expect!("data_ptr and sglist_cnt", after, before);
+        expect!(
+            "format",
+            read.hdr().flags & sys::CAM_DATA_MASK,
+            sys::CAM_DATA_SG
+        );
+    }
+    ctx.see(format_args!("sglist_cnt {}", before.1));
+    list.unmap(ctx.sys);
+    read.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_list_longer_than_the_transfer_is_taken(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut list = Memory::new(ctx.sys, 4096);
+    let mut read = Command::new(ctx.sys, 8192);
+    read.data.bytes_mut().fill(0x77);
+    read.rw10(false, 0, 1);
+    read.list(&mut list, 0, 0, &[500, 4000, 0, 100]);
+    expect!("read", queue_and_reap(ctx, fd, &read)?, GOOD);
+    let beyond = read.data.bytes()[BLOCK..].iter().all(|b| *b == 0x77);
+    ctx.see(format_args!("beyond untouched {beyond}"));
+    expect!("beyond the transfer", beyond, true);
+    list.unmap(ctx.sys);
+    read.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_list_shorter_than_the_transfer_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    let mut list = Memory::new(ctx.sys, 4096);
+    refused(ctx, errno!(EINVAL), |command| {
+        command.list(&mut list, 0, 0, &[100, 411]);
+    })?;
+    list.unmap(ctx.sys);
+    Ok(())
+}
+
+fn a_list_without_segments_or_length_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
+    let mut list = Memory::new(ctx.sys, 4096);
+    refused(ctx, errno!(EINVAL), |command| {
+        command.list(&mut list, 0, 0, &[]);
+    })?;
+    refused(ctx, errno!(EINVAL), |command| {
+        command.list(&mut list, 0, 0, &[512]);
+        command.csio().dxfer_len = 0;
+    })?;
+    list.unmap(ctx.sys);
+    Ok(())
+}
+
+fn a_wild_list_or_segment_is_efault(ctx: &mut Ctx<'_>) -> Outcome {
+    let mut list = Memory::new(ctx.sys, 4096);
+    refused(ctx, errno!(EFAULT), |command| {
+        command.list(&mut list, 0, 0, &[512]);
+        command.csio().data_ptr = 0x10 as *mut u8;
+    })?;
+    for address in [0x10u64, 0xffff_ffff_8020_0000, u64::MAX - 5] {
+        refused(ctx, errno!(EFAULT), |command| {
+            command.list(&mut list, 0, 0, &[100, 412]);
+            list.bytes_mut()[16..24].copy_from_slice(&address.to_ne_bytes());
+        })?;
+    }
+    list.unmap(ctx.sys);
+    Ok(())
+}
+
+fn a_short_read_into_a_list_leaves_no_stale_byte(ctx: &mut Ctx<'_>) -> Outcome {
+    const LEN: usize = 65536;
+    let fd = open(ctx)?;
+    let mut list = Memory::new(ctx.sys, 4096);
+    let mut write = Command::new(ctx.sys, LEN);
+    write.rw10(true, 0, 128);
+    write.data.bytes_mut().fill(0xee);
+    expect!("write", queue_and_reap(ctx, fd, &write)?, GOOD);
+    let mut inquiry = Command::new(ctx.sys, LEN);
+    inquiry.inquiry(36);
+    inquiry.csio().dxfer_len = LEN as u32;
+    inquiry.list(&mut list, 0, 0, &[1000, LEN - 1000]);
+    let Ended { status, resid, .. } = queue_and_reap(ctx, fd, &inquiry)?;
+    let data = inquiry.data.bytes();
+    let stale = data[36..].iter().filter(|b| **b == 0xee).count();
+    ctx.see(format_args!(
+        "status {status:#x} resid {resid} stale {stale}"
+    ));
+    expect!("stale bytes", stale, 0);
+    list.unmap(ctx.sys);
+    write.free(ctx.sys);
+    inquiry.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_list_is_einval_when_synchronous(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut list = Memory::new(ctx.sys, 4096);
+    let mut read = Command::new(ctx.sys, 8192);
+    read.rw10(false, 0, 1);
+    read.list(&mut list, 0, 0, &[512]);
+    let sent = read.send(ctx.sys, fd);
+    ctx.see(format_args!("{sent:?}"));
+    expect!("CAMIOCOMMAND", sent, errno!(EINVAL));
+    list.unmap(ctx.sys);
+    read.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn questions_are_answered_at_once(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 0);
+    for func_code in [
+        sys::XPT_NOOP,
+        sys::XPT_PATH_INQ,
+        sys::XPT_GDEV_TYPE,
+        sys::XPT_GDEV_STATS,
+    ] {
+        for queued in [true, false] {
+            command.immediate(func_code);
+            if queued {
+                expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+                expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+            } else {
+                expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+            }
+            let status = command.hdr().status & sys::CAM_STATUS_MASK;
+            ctx.see(format_args!("{func_code:#x} {status}"));
+            expect!("status", status, sys::CAM_REQ_CMP);
+        }
+    }
+    command.free(ctx.sys);
     ctx.sys.close(fd);
     Ok(())
 }

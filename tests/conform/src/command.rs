@@ -98,6 +98,26 @@ impl Command {
         );
     }
 
+    /// Names the data by a list instead: `lens` bytes each, one after the
+    /// other with `gap` bytes between, from `data` + `at`. The list itself
+    /// goes into `list`.
+    pub fn list(&mut self, list: &mut Memory, at: usize, gap: usize, lens: &[usize]) {
+        let mut here = self.data.address() + at;
+        for (i, len) in lens.iter().enumerate() {
+            let segment = [here as u64, *len as u64];
+            for (j, word) in segment.iter().enumerate() {
+                let to = i * 16 + j * 8;
+                list.bytes_mut()[to..to + 8].copy_from_slice(&word.to_ne_bytes());
+            }
+            here += len + gap;
+        }
+        let address = list.address();
+        let csio = self.csio();
+        csio.ccb_h.flags |= sys::CAM_DATA_SG;
+        csio.data_ptr = address as *mut u8;
+        csio.sglist_cnt = lens.len() as u16;
+    }
+
     /// The header.
     pub fn hdr(&mut self) -> &mut sys::ccb_hdr {
         // SAFETY: plain data.

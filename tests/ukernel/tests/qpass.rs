@@ -75,6 +75,14 @@ tests! {
     a_32_bit_process_gets_enotty;
     a_raised_securelevel_refuses_opens;
     a_lying_residual_shows_no_stale_byte;
+    a_transfer_of_many_chunks_is_one_list;
+    a_transfer_above_the_sims_limit_is_einval;
+    an_ata_command_goes_through;
+    an_nvme_command_goes_through_without_physical_addresses;
+    an_smp_command_goes_through;
+    advanced_information_is_read_and_stored;
+    a_device_reset_goes_through;
+    a_long_list_counts_as_bytes;
     unit_attention_is_retried_when_asked;
     unit_attention_is_told_when_not;
     a_full_queue_is_drained_in_order;
@@ -419,6 +427,284 @@ fn a_lying_residual_shows_no_stale_byte() {
         assert_eq!(&inquiry.data.bytes()[8..13], b"QPASS");
         assert!(inquiry.data.bytes()[36..].iter().all(|b| *b == 0));
     }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_transfer_of_many_chunks_is_one_list() {
+    const LEN: usize = 8 << 20;
+    let (mut machine, module) = boot(Config {
+        maxio: 16 << 20,
+        ..Config::default()
+    });
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut write = Command::new(&mut machine, LEN);
+    let mut read = Command::new(&mut machine, LEN + 4096);
+    let mut list = conform::sys::Memory::new(&mut machine, 4096);
+    for (i, word) in write.data.bytes_mut().chunks_exact_mut(4).enumerate() {
+        word.copy_from_slice(&(i as u32).wrapping_mul(0x9e37_79b9).to_ne_bytes());
+    }
+    write.rw10(true, 0, (LEN / 512) as u16);
+    queue_and_get(&mut machine, fd, &write);
+    assert_eq!(write.ended().status, sys::CAM_REQ_CMP);
+    read.rw10(false, 0, (LEN / 512) as u16);
+    queue_and_get(&mut machine, fd, &read);
+    assert!(read.data.bytes()[..LEN] == write.data.bytes()[..LEN]);
+    // And by a list whose boundaries are nowhere near the chunks'.
+    read.data.bytes_mut().fill(0);
+    read.rw10(false, 0, (LEN / 512) as u16);
+    read.list(
+        &mut list,
+        0,
+        0,
+        &[3, 1 << 20, (2 << 20) + 5, LEN - (3 << 20) - 8],
+    );
+    queue_and_get(&mut machine, fd, &read);
+    assert!(read.data.bytes()[..LEN] == write.data.bytes()[..LEN]);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_transfer_above_the_sims_limit_is_einval() {
+    for (maxio, longest) in [(0, 65536), (131_072, 131_072), (3 << 20, 3 << 20)] {
+        let (mut machine, module) = boot(Config {
+            maxio,
+            ..Config::default()
+        });
+        let fd = machine.open(NODE, RDWR).expect("open");
+        let mut command = Command::new(&mut machine, longest + 512);
+        command.rw10(false, 0, (longest / 512) as u16);
+        command.queue(&mut machine, fd).expect("the limit itself");
+        command.rw10(false, 0, (longest / 512 + 1) as u16);
+        assert_eq!(command.queue(&mut machine, fd), Err(sys::EINVAL as i32));
+        machine.close(fd);
+        machine.unload(module);
+        // The next machine's disk goes into the same slot.
+        machine.pull();
+    }
+}
+
+/// Queued, and synchronously.
+fn both_ways(
+    machine: &mut Machine,
+    fd: i32,
+    command: &mut Command,
+    mut build: impl FnMut(&mut Command),
+    mut check: impl FnMut(&mut Command),
+) {
+    for synchronous in [false, true] {
+        build(command);
+        if synchronous {
+            command.send(machine, fd).expect("send");
+        } else {
+            queue_and_get(machine, fd, command);
+        }
+        check(command);
+    }
+}
+
+fn zeroed(command: &mut Command, func_code: sys::xpt_opcode, flags: u32) {
+    command.immediate(func_code);
+    command.hdr().flags = flags;
+    command.hdr().timeout = 10_000;
+}
+
+fn an_ata_command_goes_through() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 4096);
+    let data = command.data.address() as *mut u8;
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| {
+            zeroed(c, sys::XPT_ATA_IO, sys::CAM_DIR_IN);
+            // SAFETY: plain data.
+            let io = unsafe { &mut c.ccb.ccb_mut().ataio };
+            io.cmd.command = 0xec;
+            io.data_ptr = data;
+            io.dxfer_len = 1024;
+        },
+        |c| {
+            // SAFETY: plain data.
+            let io = unsafe { &c.ccb.ccb().ataio };
+            assert_eq!(io.ccb_h.status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP);
+            assert_eq!((io.resid, io.res.status), (512, 0x50));
+            assert_eq!(io.data_ptr, data);
+            assert_eq!(&c.data.bytes()[54..60], b"PQSA S");
+        },
+    );
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| {
+            zeroed(c, sys::XPT_ATA_IO, sys::CAM_DIR_NONE);
+            c.ccb.ccb_mut().ataio.cmd.command = 0x99;
+        },
+        |c| {
+            // SAFETY: plain data.
+            let io = unsafe { &c.ccb.ccb().ataio };
+            assert_eq!(
+                io.ccb_h.status & sys::CAM_STATUS_MASK,
+                sys::CAM_ATA_STATUS_ERROR
+            );
+            assert_eq!((io.res.status, io.res.error), (0x51, 4));
+        },
+    );
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn an_nvme_command_goes_through_without_physical_addresses() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 8192);
+    let data = command.data.address() as *mut u8;
+    for opcode in [1u8, 2] {
+        both_ways(
+            &mut machine,
+            fd,
+            &mut command,
+            |c| {
+                if opcode == 1 {
+                    c.data.bytes_mut().fill(0x42);
+                } else {
+                    c.data.bytes_mut().fill(0);
+                }
+                let direction = if opcode == 1 {
+                    sys::CAM_DIR_OUT
+                } else {
+                    sys::CAM_DIR_IN
+                };
+                zeroed(c, sys::XPT_NVME_IO, direction);
+                // SAFETY: plain data; a submission queue entry has 64 bytes.
+                let io = unsafe { &mut c.ccb.ccb_mut().nvmeio };
+                // SAFETY: as above.
+                let entry: &mut [u8; 64] = unsafe { &mut *(&raw mut io.cmd).cast() };
+                entry[0] = opcode;
+                entry[16..40].fill(0xbb);
+                entry[40] = 9;
+                io.data_ptr = data;
+                io.dxfer_len = 4096;
+            },
+            |c| {
+                // SAFETY: plain data.
+                let io = unsafe { &c.ccb.ccb().nvmeio };
+                // SAFETY: as above.
+                let entry: &[u8; 64] = unsafe { &*(&raw const io.cmd).cast() };
+                assert_eq!(io.ccb_h.status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP);
+                assert!(
+                    entry[16..40].iter().all(|b| *b == 0xbb),
+                    "the user's own come back"
+                );
+                assert!(c.data.bytes()[..4096].iter().all(|b| *b == 0x42));
+            },
+        );
+        assert!(!machine.disk().nvme_addresses_seen.load(Ordering::SeqCst));
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn an_smp_command_goes_through() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 8192);
+    let data = command.data.address();
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| {
+            c.data.bytes_mut()[..8].copy_from_slice(&[0x40, 0x10, 0, 0, 0, 0, 0, 0]);
+            c.data.bytes_mut()[4096..].fill(0);
+            zeroed(c, sys::XPT_SMP_IO, 0);
+            // SAFETY: plain data.
+            let io = unsafe { &mut c.ccb.ccb_mut().smpio };
+            (io.smp_request, io.smp_request_len) = (data as *mut u8, 8);
+            (io.smp_response, io.smp_response_len) = ((data + 4096) as *mut u8, 60);
+        },
+        |c| {
+            assert_eq!(c.hdr().status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP);
+            assert_eq!(&c.data.bytes()[4096..4100], &[0x41, 0x10, 0, 0]);
+            // SAFETY: plain data.
+            let io = unsafe { &c.ccb.ccb().smpio };
+            assert_eq!(io.smp_request as usize, data);
+            assert_eq!(io.smp_response as usize, data + 4096);
+        },
+    );
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn advanced_information_is_read_and_stored() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 4096);
+    let data = command.data.address() as *mut u8;
+    let ask = |c: &mut Command, kind: u32, flags: u32, len: i64| {
+        zeroed(c, sys::XPT_DEV_ADVINFO, 0);
+        // SAFETY: plain data.
+        let io = unsafe { &mut c.ccb.ccb_mut().cdai };
+        (io.buftype, io.flags, io.buf, io.bufsiz) = (kind, flags, data, len);
+    };
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| ask(c, sys::CDAI_TYPE_SERIAL_NUM, 0, 64),
+        |c| assert_eq!(&c.data.bytes()[..9], b"QPSERIAL\0"),
+    );
+    command.data.bytes_mut()[..8].copy_from_slice(b"slot-one");
+    ask(
+        &mut command,
+        sys::CDAI_TYPE_PHYS_PATH,
+        sys::CDAI_FLAG_STORE,
+        8,
+    );
+    queue_and_get(&mut machine, fd, &command);
+    command.data.bytes_mut().fill(0);
+    ask(&mut command, sys::CDAI_TYPE_PHYS_PATH, 0, 64);
+    queue_and_get(&mut machine, fd, &command);
+    assert_eq!(&command.data.bytes()[..9], b"slot-one\0");
+    for len in [-1, 1 << 40] {
+        ask(&mut command, sys::CDAI_TYPE_SERIAL_NUM, 0, len);
+        let einval = Err(sys::EINVAL as i32);
+        assert_eq!(command.queue(&mut machine, fd), einval);
+        assert_eq!(command.send(&mut machine, fd), einval);
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_device_reset_goes_through() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| zeroed(c, sys::XPT_RESET_DEV, sys::CAM_DIR_NONE),
+        |c| assert_eq!(c.hdr().status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP),
+    );
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_long_list_counts_as_bytes() {
+    let (mut machine, module) = boot(Config::default());
+    sysctl::set("max_bytes", 100_000);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut list = conform::sys::Memory::new(&mut machine, 1 << 20);
+    let mut command = Command::new(&mut machine, 512);
+    let mut lens = vec![0; 60_000];
+    lens[0] = 512;
+    command.rw10(false, 0, 1);
+    command.list(&mut list, 0, 0, &lens);
+    assert_eq!(command.queue(&mut machine, fd), Err(EAGAIN));
     machine.close(fd);
     machine.unload(module);
 }
