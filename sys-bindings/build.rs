@@ -122,7 +122,7 @@ const VARIABLES: &[&str] = &[
     "IOCDBLEN",
     "IOC_.*",
     "QPC_.*",
-    "SYS_(exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|dup|getpid|sync|mprotect|kldstat|kldfind)",
+    "SYS_(close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|dup|getpid|sync|mprotect|kldstat|kldfind)",
     "MDT_.*",
     "SSD_.*",
     "PROTO_.*",

@@ -29,16 +29,18 @@ macro_rules! errno {
 }
 
 macro_rules! cases {
-    ($($name:ident $(($departs:ident))?;)*) => {
+    ($($name:ident $(($kind:ident))?;)*) => {
         /// Every case, in the order in which they run.
         pub const ALL: &[Case] = &[$(Case {
             name: stringify!($name),
             run: $name,
-            departs: cases!(@ $($departs)?),
+            departs: cases!(@departs $($kind)?),
+            spares_pass: cases!(@spares_pass $($kind)?),
         }),*];
     };
-    (@) => { false };
-    (@ departs) => { true };
+    (@departs departs) => { true };
+    (@spares_pass spares_pass) => { true };
+    (@$question:ident $($kind:ident)?) => { false };
 }
 
 cases! {
@@ -63,11 +65,11 @@ cases! {
     a_list_longer_than_the_transfer_is_taken;
     a_list_shorter_than_the_transfer_is_einval;
     a_list_without_segments_or_length_is_einval;
-    a_wild_list_or_segment_is_efault;
+    a_wild_list_or_segment_is_efault (spares_pass);
     a_short_read_into_a_list_leaves_no_stale_byte;
     a_list_is_einval_when_synchronous;
     questions_are_answered_at_once;
-    a_queued_error_comes_with_sense;
+    a_queued_error_comes_with_sense (spares_pass);
     a_short_read_leaves_no_stale_byte;
     the_ccb_comes_back_with_its_own_pointers;
     no_kernel_pointer_comes_back;
@@ -82,7 +84,7 @@ cases! {
     an_xpt_only_opcode_is_enodev;
     an_unknown_opcode_is_einval;
     unlocked_is_einval;
-    physical_addresses_are_refused;
+    physical_addresses_are_refused (spares_pass);
     a_bio_is_einval;
     an_unknown_ioctl_is_enotty;
     an_unknown_filter_is_einval;

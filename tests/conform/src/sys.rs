@@ -27,6 +27,8 @@ pub trait Sys {
     fn open(&mut self, path: &str, flags: i32) -> Result<Fd, Errno>;
     /// close(2).
     fn close(&mut self, fd: Fd);
+    /// Closes every descriptor that a case may have left.
+    fn close_all(&mut self);
     /// ioctl(2).
     ///
     /// # Errors

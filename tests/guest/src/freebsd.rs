@@ -1,6 +1,6 @@
 //! The [`Sys`] of a real FreeBSD kernel: its system calls.
 
-use conform::sys::{Access, Errno, Fd, Sys};
+use conform::sys::{Access, Errno, Fd, Memory, Sys};
 use core::arch::asm;
 use sys_bindings as sys;
 
@@ -50,9 +50,41 @@ impl CPath {
 }
 
 /// This kernel.
-pub struct FreeBsd;
+pub struct FreeBsd {
+    held: Option<(Memory, usize)>,
+}
 
 impl FreeBsd {
+    /// The calling process.
+    pub const fn new() -> Self {
+        FreeBsd { held: None }
+    }
+
+    /// Keeps what is printed until [`flush`](Self::flush): the kernel prints
+    /// on the same console.
+    pub fn hold(&mut self) {
+        self.held = Some((Memory::new(self, 1 << 16), 0));
+    }
+
+    /// Prints what was kept.
+    pub fn flush(&mut self) {
+        if let Some((held, len)) = self.held.take() {
+            self.sleep_ms(500);
+            self.write(&held.bytes()[..len]);
+            held.unmap(self);
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // SAFETY: the bytes live for the call.
+        let _ = unsafe {
+            syscall(
+                sys::SYS_write,
+                [1, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0],
+            )
+        };
+    }
+
     /// kldload(2): the file's id.
     ///
     /// # Errors
@@ -81,6 +113,8 @@ impl FreeBsd {
 
     /// reboot(2), powering off.
     pub fn power_off(&mut self) -> ! {
+        // What was printed is on its way still.
+        self.sleep_ms(1000);
         let how = (sys::RB_POWEROFF | sys::RB_NOSYNC) as usize;
         // SAFETY: does not return when it works; init may not return either.
         let _ = unsafe { syscall(sys::SYS_reboot, [how, 0, 0, 0, 0, 0]) };
@@ -108,6 +142,11 @@ impl Sys for FreeBsd {
     fn close(&mut self, fd: Fd) {
         // SAFETY: a number.
         let _ = unsafe { syscall(sys::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
+    }
+
+    fn close_all(&mut self) {
+        // SAFETY: numbers: 0 to 2 are the console.
+        let _ = unsafe { syscall(sys::SYS_close_range, [3, u32::MAX as usize, 0, 0, 0, 0]) };
     }
 
     fn ioctl(&mut self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {
@@ -193,13 +232,17 @@ impl Sys for FreeBsd {
     }
 
     fn print(&mut self, line: &str) {
-        // SAFETY: both strings live for the calls.
-        unsafe {
-            let _ = syscall(
-                sys::SYS_write,
-                [1, line.as_ptr() as usize, line.len(), 0, 0, 0],
-            );
-            let _ = syscall(sys::SYS_write, [1, c"\n".as_ptr() as usize, 1, 0, 0, 0]);
+        match &mut self.held {
+            Some((held, len)) if *len + line.len() < held.len() => {
+                held.bytes_mut()[*len..*len + line.len()].copy_from_slice(line.as_bytes());
+                *len += line.len();
+                held.bytes_mut()[*len] = b'\n';
+                *len += 1;
+            }
+            _ => {
+                self.write(line.as_bytes());
+                self.write(b"\n");
+            }
         }
     }
 

@@ -126,6 +126,8 @@ pub struct Machine {
     config: Config,
     disk: Option<(Arc<Device>, Arc<RamDisk>)>,
     pulled: u32,
+    /// What was printed.
+    pub transcript: Vec<String>,
 }
 
 /// Where the disk sits: bus 0, target 0, LUN 0.
@@ -139,6 +141,7 @@ impl Machine {
             config,
             disk: None,
             pulled: 0,
+            transcript: Vec::new(),
         };
         machine.plug();
         machine
@@ -226,6 +229,13 @@ impl Sys for Machine {
         self.process.close(fd);
     }
 
+    fn close_all(&mut self) {
+        let fds: Vec<_> = self.process.table.lock().unwrap().keys().copied().collect();
+        for fd in fds {
+            self.process.close(fd);
+        }
+    }
+
     fn ioctl(&mut self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {
         self.process.ioctl(fd, request, arg)
     }
@@ -265,6 +275,7 @@ impl Sys for Machine {
 
     fn print(&mut self, line: &str) {
         println!("{line}");
+        self.transcript.push(line.into());
     }
 
     fn can_depart(&self) -> bool {

@@ -134,10 +134,10 @@ impl Disk<'_> {
     }
 }
 
-/// The standard INQUIRY data: a disk with command queueing, SPC-5.
+/// The standard INQUIRY data: a disk with command queueing, SPC-3.
 pub fn standard_inquiry() -> [u8; 36] {
     let mut data = [0; 36];
-    data[2] = 7;
+    data[2] = 5;
     data[3] = 2;
     data[4] = 31;
     data[7] = 2;
