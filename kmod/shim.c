@@ -16,6 +16,8 @@ MALLOC_DEFINE(M_QPASS, "qpass", "CAM queued pass-through driver");
 u_int qpass_max_requests = 1024;
 u_long qpass_max_bytes = 64UL * 1024 * 1024;
 
+int qpass_replace = 0;
+
 SYSCTL_DECL(_kern_cam);
 static SYSCTL_NODE(_kern_cam, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
     "CAM queued pass-through driver");
@@ -23,6 +25,11 @@ SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, max_requests, CTLFLAG_RWTUN,
     &qpass_max_requests, 0, "Requests that one open may have outstanding");
 SYSCTL_ULONG(_kern_cam_qpass, OID_AUTO, max_bytes, CTLFLAG_RWTUN,
     &qpass_max_bytes, 0, "Bytes of data that one open may have outstanding");
+
+static SYSCTL_NODE(_hw, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
+    "CAM queued pass-through driver");
+SYSCTL_INT(_hw_qpass, OID_AUTO, replace, CTLFLAG_RDTUN, &qpass_replace, 0,
+    "Register as pass, where the kernel has no pass(4)");
 
 int	qpass_modevent(module_t mod, int type, void *data);
 

@@ -2,7 +2,7 @@
 //!
 //! pass(4) is the reference: its numbers, its checks in its order, its errnos.
 
-use crate::kpi::errno::{E2BIG, EINVAL, ENODEV, ENOTTY, Result};
+use crate::kpi::errno::{E2BIG, EINVAL, ENODEV, Result};
 use core::ffi::c_ulong;
 use sys_bindings as sys;
 
@@ -30,17 +30,18 @@ pub enum Request {
     Queue,
     /// CAMIOGET: fetch one completed CCB.
     Get,
+    /// Another one, which CAM's periph library may know.
+    Other,
 }
 
 impl Request {
-    /// # Errors
-    /// `ENOTTY`: not one of this driver's.
-    pub fn parse(cmd: c_ulong) -> Result<Self> {
+    /// Reads a request's number.
+    pub fn parse(cmd: c_ulong) -> Self {
         match cmd {
-            sys::QPC_CAMIOCOMMAND => Ok(Request::Command),
-            sys::QPC_CAMIOQUEUE => Ok(Request::Queue),
-            sys::QPC_CAMIOGET => Ok(Request::Get),
-            _ => Err(ENOTTY),
+            sys::QPC_CAMIOCOMMAND => Request::Command,
+            sys::QPC_CAMIOQUEUE => Request::Queue,
+            sys::QPC_CAMIOGET => Request::Get,
+            _ => Request::Other,
         }
     }
 }

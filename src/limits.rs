@@ -52,12 +52,13 @@ impl Account {
     /// Takes one request and its bytes off.
     pub fn release(&self, bytes: u64) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.requests.fetch_sub(1, Ordering::Relaxed);
+        // Before the look at who waits for room: see Queue::watch_room.
+        self.requests.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Requests outstanding.
     pub fn requests(&self) -> u32 {
-        self.requests.load(Ordering::Relaxed)
+        self.requests.load(Ordering::SeqCst)
     }
 }
 

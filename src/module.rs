@@ -8,10 +8,10 @@
 use crate::{
     kpi::{
         errno::{EBUSY, ENXIO, Result},
-        periph::{self, AsyncFn, pause_ms},
-        shared,
+        periph::{self, AsyncFn, Driver, pause_ms},
+        print, shared, tunable,
     },
-    unit::{DEVSW, DRIVER},
+    unit::{DEVSW, DRIVER, REPLACED},
 };
 use core::sync::atomic::{AtomicU32, Ordering};
 use sys_bindings as sys;
@@ -71,6 +71,13 @@ pub fn started(outcome: Result) {
 /// `ENXIO`: CAM did not take the driver.
 pub fn load() -> Result {
     STATE.fetch_or(REGISTERED, Ordering::SeqCst);
+    if tunable::replace() {
+        if Driver::exists(REPLACED) {
+            print::note(c"this kernel has pass(4): hw.qpass.replace is refused");
+        } else {
+            DRIVER.set_name(REPLACED);
+        }
+    }
     DRIVER.register();
     if STATE.load(Ordering::SeqCst) & FAILED != 0 {
         return Err(ENXIO);

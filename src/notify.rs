@@ -1,13 +1,14 @@
 //! kqueue(2) and poll(2) on an open's completions.
 //!
 //! Every completion counts, an immediate CCB's too. EVFILT_READ's `data` is
-//! how many are ready; EV_EOF says that the device has gone.
+//! how many are ready, EVFILT_WRITE's how many requests more may be queued;
+//! EV_EOF says that the device has gone.
 
 use crate::{
     kpi::{
         cdev::Thread,
         errno::{EINVAL, Result},
-        knlist::{KnList, Knote, Readiness, Watched},
+        knlist::{Filter, KnList, Knote, Readiness, Watched},
         mutex::{Guard, Mutex},
         shared::Shared,
     },
@@ -21,10 +22,17 @@ impl Watched for Queue {
     fn state(&self) -> &Mutex<State> {
         &self.state
     }
-    fn knotes(&self) -> &KnList {
-        &self.knotes
+}
+
+/// EVFILT_READ.
+struct Readable;
+
+impl Filter for Readable {
+    type Object = Queue;
+    fn knotes(queue: &Queue) -> &KnList {
+        &queue.readers
     }
-    fn readable(state: &State) -> Readiness {
+    fn ready(_queue: &Queue, state: &State) -> Readiness {
         Readiness {
             data: state.done.len() as i64,
             eof: state.closed,
@@ -32,37 +40,73 @@ impl Watched for Queue {
     }
 }
 
+/// EVFILT_WRITE.
+struct Writable;
+
+impl Filter for Writable {
+    type Object = Queue;
+    fn knotes(queue: &Queue) -> &KnList {
+        &queue.writers
+    }
+    fn ready(queue: &Queue, state: &State) -> Readiness {
+        Readiness {
+            data: i64::from(queue.free_requests()),
+            eof: state.closed,
+        }
+    }
+}
+
 /// Tells who waits that the queue has changed.
 pub fn wake(queue: &Queue, state: Guard<'_, State>) {
-    queue.knotes.notify(&state);
+    queue.readers.notify(&state);
+    if state.closed {
+        queue.writers.notify(&state);
+    }
     drop(state);
     queue.select.wakeup();
 }
 
-/// poll(2): POLLIN when a completion is ready; POLLOUT always, as pass(4).
+/// Tells who waits that there is room for a request again.
+pub fn wake_writers(queue: &Queue) {
+    let state = queue.state.lock();
+    queue.writers.notify(&state);
+    drop(state);
+    queue.select.wakeup();
+}
+
+/// poll(2): POLLIN when a completion is ready, POLLOUT when there is room for
+/// a request.
 pub fn poll(queue: &Queue, events: c_int, thread: Thread<'_>) -> c_int {
     const READ: c_int = (sys::POLLIN | sys::POLLRDNORM) as c_int;
     const WRITE: c_int = (sys::POLLOUT | sys::POLLWRNORM) as c_int;
-    let mut ready = events & WRITE;
-    if events & READ != 0 {
-        // Recorded first: a completion between the look and the record would
-        // wake nobody.
-        queue.select.record(thread);
-        if !queue.state.lock().done.is_empty() {
-            ready |= events & READ;
+    // Recorded first: a change between the look and the record would wake
+    // nobody.
+    queue.select.record(thread);
+    let mut ready = 0;
+    if events & WRITE != 0 {
+        queue.watch_room();
+        if queue.free_requests() != 0 {
+            ready |= events & WRITE;
         }
+    }
+    if events & READ != 0 && !queue.state.lock().done.is_empty() {
+        ready |= events & READ;
     }
     ready
 }
 
-/// kevent(2): EVFILT_READ.
+/// kevent(2): EVFILT_READ and EVFILT_WRITE.
 ///
 /// # Errors
 /// `EINVAL`: another filter.
 pub fn kqfilter(queue: &Shared<Queue>, knote: Knote<'_>) -> Result {
-    if knote.filter() != sys::EVFILT_READ {
-        return Err(EINVAL);
+    match knote.filter() {
+        sys::EVFILT_READ => knote.attach::<Readable>(queue.clone()),
+        sys::EVFILT_WRITE => {
+            queue.watch_room();
+            knote.attach::<Writable>(queue.clone());
+        }
+        _ => return Err(EINVAL),
     }
-    knote.attach_read(queue.clone());
     Ok(())
 }

@@ -23,6 +23,7 @@ use crate::{
     request::Request,
     unit::Unit,
 };
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// What the queue's lock guards.
 pub struct State {
@@ -35,10 +36,13 @@ pub struct State {
 /// The completions of one open, and who waits for them.
 pub struct Queue {
     // Before the lock: a knlist goes before the mutex that it uses.
-    pub(crate) knotes: KnList,
+    pub(crate) readers: KnList,
+    pub(crate) writers: KnList,
     pub(crate) select: SelInfo,
     pub(crate) state: Mutex<State>,
     account: Account,
+    /// Somebody has asked for room to queue: freed requests are told.
+    room_is_watched: AtomicBool,
     _use: Use,
 }
 
@@ -52,7 +56,9 @@ impl Queue {
             },
         );
         Queue {
-            knotes: KnList::new(&state),
+            readers: KnList::new(&state),
+            writers: KnList::new(&state),
+            room_is_watched: AtomicBool::new(false),
             select: SelInfo::empty(),
             state,
             account: Account::default(),
@@ -94,6 +100,16 @@ impl Queue {
         drop(done);
     }
 
+    /// Requests that may be queued before the limit is reached.
+    pub fn free_requests(&self) -> u32 {
+        tunable::max_requests().saturating_sub(self.account.requests())
+    }
+
+    /// From now on, room is told when there is some.
+    pub fn watch_room(&self) {
+        self.room_is_watched.store(true, Ordering::SeqCst);
+    }
+
     fn limits() -> Limits {
         Limits {
             requests: tunable::max_requests(),
@@ -131,6 +147,9 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.queue.account.release(self.bytes);
+        if self.queue.room_is_watched.load(Ordering::SeqCst) {
+            notify::wake_writers(&self.queue);
+        }
     }
 }
 

@@ -26,7 +26,9 @@ use core::{
 use sys_bindings as sys;
 
 /// The driver's name, and its nodes'.
-const NAME: &CStr = c"qpass";
+pub const NAME: &CStr = c"qpass";
+/// The same, where it stands in for pass(4).
+pub const REPLACED: &CStr = c"pass";
 
 /// CAM's record of the driver.
 pub static DRIVER: Driver = Driver::new(NAME, init_entry, deinit_entry);
@@ -83,7 +85,7 @@ impl Unit {
         held.register_async(sys::AC_LOST_DEVICE, async_entry)?;
         let node_ref = periph.acquire()?;
         // make_dev_s(9) sleeps.
-        let made = held.unlocked(|| Node::make(&DEVSW, NAME, node_ref));
+        let made = held.unlocked(|| Node::make(&DEVSW, DRIVER.name(), node_ref));
         let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
         let state = unit.state.get(held);
         match made {
@@ -334,11 +336,12 @@ impl Device for Qpass {
     /// `E2BIG` and `EINVAL` as pass(4).
     fn ioctl(file: &File, mut call: Ioctl<'_>, thread: Thread<'_>) -> Result {
         let open = &file.0;
-        match ioctl::Request::parse(call.cmd())? {
+        match ioctl::Request::parse(call.cmd()) {
             ioctl::Request::Command => {
                 let ccb = call.ccb().ok_or(ENOTTY)?;
                 open.unit()?.command(open.periph(), ccb)
             }
+            ioctl::Request::Other => open.periph().lock().ioctl(call),
             _ if thread.is_32bit() => Err(ENOTTY),
             ioctl::Request::Queue => {
                 let request = Request::from_user(open, call.pointer().ok_or(ENOTTY)?)?;

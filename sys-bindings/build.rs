@@ -36,6 +36,7 @@ const FUNCTIONS: &[&str] = &[
     "taskqueue_(enqueue|drain_all)",
     "periphdriver_(un)?register",
     "cam_periph_(alloc|acquire|doacquire|release|release_locked|invalidate)",
+    "cam_(periph|compat)_ioctl",
     "cam_periph_(async|error|runccb|getccb|mapmem|unmapmem)",
     "cam_release_devq",
     "xpt_(un)?lock_buses",

@@ -487,7 +487,11 @@ pub fn run(ccb: &mut Ccb, _held: &mut Held<'_>) {
     }
 }
 
-unsafe extern "C" fn error_routine(
+/// What CAM asks about a command that failed.
+///
+/// # Safety
+/// For CAM: a CCB of its own, the device lock held.
+pub(super) unsafe extern "C" fn error_routine(
     ccb: *mut sys::ccb,
     cam_flags: sys::cam_flags,
     sense_flags: u32,

@@ -4,7 +4,7 @@
 use super::{
     alloc::KBox,
     ccb::Ccb,
-    errno::{EINVAL, Errno, Result, check, to_c},
+    errno::{EINVAL, ENOTTY, Errno, Result, check, to_c},
     knlist::Knote,
     periph::{Periph, PeriphRef},
     user::UserPtr,
@@ -66,6 +66,11 @@ impl Ioctl<'_> {
         // SAFETY: a buffer of that size, aligned by malloc(9), ours for the
         // call, all initialised by copyin(9).
         whole.then(|| unsafe { &mut *self.data.cast::<Ccb>() })
+    }
+
+    /// The request's buffer, for a kernel function that knows the request.
+    pub(super) fn data(&mut self) -> *mut c_char {
+        self.data.cast()
     }
 
     /// The argument of an `_IO()`: ioctl(2)'s third argument itself.
@@ -236,7 +241,26 @@ unsafe fn current<'a, D: Device>() -> Result<&'a D::Open> {
     }
 }
 
+/// A program that was built for an older CAM has other numbers and layouts,
+/// which cam_compat translates, calling back with today's.
 unsafe extern "C" fn ioctl_entry<D: Device>(
+    dev: *mut sys::cdev,
+    cmd: c_ulong,
+    data: *mut c_char,
+    fflag: c_int,
+    td: *mut sys::thread,
+) -> c_int {
+    // SAFETY: the arguments of this call, handed on.
+    unsafe {
+        let error = current_ioctl_entry::<D>(dev, cmd, data, fflag, td);
+        if error != ENOTTY.get() {
+            return error;
+        }
+        sys::cam_compat_ioctl(dev, cmd, data, fflag, td, Some(current_ioctl_entry::<D>))
+    }
+}
+
+unsafe extern "C" fn current_ioctl_entry<D: Device>(
     _dev: *mut sys::cdev,
     cmd: c_ulong,
     data: *mut c_char,

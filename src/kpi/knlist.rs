@@ -23,12 +23,18 @@ pub struct Readiness {
 pub trait Watched: Send + Sync + 'static {
     /// What the lock guards.
     type State: Send;
-    /// The lock, which is the knlist's too.
+    /// The lock, which is the knlists' too.
     fn state(&self) -> &Mutex<Self::State>;
-    /// The list.
-    fn knotes(&self) -> &KnList;
-    /// EVFILT_READ, with the lock held.
-    fn readable(state: &Self::State) -> Readiness;
+}
+
+/// A filter on such an object.
+pub trait Filter: 'static {
+    /// The object.
+    type Object: Watched;
+    /// The list of the filter's knotes.
+    fn knotes(object: &Self::Object) -> &KnList;
+    /// What it reports, with the lock held.
+    fn ready(object: &Self::Object, state: &<Self::Object as Watched>::State) -> Readiness;
 }
 
 /// A `struct knlist` that uses its object's mutex.
@@ -91,39 +97,39 @@ impl Knote<'_> {
 
     /// Attaches to `object`; the knote holds the reference until it is dropped
     /// by close(2), EV_DELETE or EV_ONESHOT, even when the device is long gone.
-    pub fn attach_read<W: Watched>(self, object: Shared<W>) {
-        let list = object.knotes().0.get();
-        self.0.kn_fop = const { &filterops::<W>() };
+    pub fn attach<F: Filter>(self, object: Shared<F::Object>) {
+        let list = F::knotes(&object).0.get();
+        self.0.kn_fop = const { &filterops::<F>() };
         self.0.kn_hook = object.into_raw();
         // SAFETY: the list lives as long as the object; its lock is not held.
         unsafe { sys::knlist_add(list, self.0, 0) };
     }
 }
 
-const fn filterops<W: Watched>() -> sys::filterops {
+const fn filterops<F: Filter>() -> sys::filterops {
     // SAFETY: plain data; what is left out is zero in C as well.
     let mut ops: sys::filterops = unsafe { core::mem::zeroed() };
     ops.f_isfd = 1;
-    ops.f_detach = Some(detach::<W>);
-    ops.f_event = Some(event::<W>);
+    ops.f_detach = Some(detach::<F>);
+    ops.f_event = Some(event::<F>);
     ops
 }
 
-unsafe extern "C" fn detach<W: Watched>(kn: *mut sys::knote) {
-    // SAFETY: called once for a knote that attach_read() took, without the
+unsafe extern "C" fn detach<F: Filter>(kn: *mut sys::knote) {
+    // SAFETY: called once for a knote that attach() took, without the
     // list's lock; the hook is the reference it put there.
     unsafe {
-        let object = Shared::<W>::from_raw((*kn).kn_hook);
-        sys::knlist_remove(object.knotes().0.get(), kn, 0);
+        let object = Shared::<F::Object>::from_raw((*kn).kn_hook);
+        sys::knlist_remove(F::knotes(&object).0.get(), kn, 0);
         (*kn).kn_hook = core::ptr::null_mut::<c_void>();
     }
 }
 
-unsafe extern "C" fn event<W: Watched>(kn: *mut sys::knote, _hint: c_long) -> c_int {
+unsafe extern "C" fn event<F: Filter>(kn: *mut sys::knote, _hint: c_long) -> c_int {
     // SAFETY: kqueue(9) calls with the list's lock held and the knote attached.
     let readiness = unsafe {
-        let object = Shared::<W>::peek((*kn).kn_hook);
-        W::readable(object.state().data_locked())
+        let object = Shared::<F::Object>::peek((*kn).kn_hook);
+        F::ready(object, object.state().data_locked())
     };
     // SAFETY: kn_data and kn_flags are the filter's to write here.
     unsafe {

@@ -2,7 +2,8 @@
 
 use super::{
     alloc::KBox,
-    ccb::{Ccb, StartCcb},
+    ccb::{Ccb, StartCcb, error_routine},
+    cdev::Ioctl,
     errno::{ENXIO, Errno, Result, check},
     mutex::{mtx_lock, mtx_unlock},
 };
@@ -195,6 +196,24 @@ impl Held<'_> {
         unsafe { StartCcb::from_raw(sys::cam_periph_getccb(self.periph.0.get(), priority)) }
     }
 
+    /// cam_periph_ioctl(9): the requests that every periph answers, which is
+    /// CAMGETPASSTHRU. Sleeps, with the lock dropped.
+    ///
+    /// # Errors
+    /// `ENOTTY`: another request.
+    pub fn ioctl(&mut self, mut call: Ioctl<'_>) -> Result {
+        // SAFETY: the buffer is as large as the request's number says; the
+        // device lock is held.
+        check(unsafe {
+            sys::cam_periph_ioctl(
+                self.periph.0.get(),
+                call.cmd(),
+                call.data(),
+                Some(error_routine),
+            )
+        })
+    }
+
     /// xpt_release_ccb(9); may call the start routine with the freed slot.
     pub fn release_ccb(&mut self, mut ccb: StartCcb) {
         // SAFETY: the CCB is this periph's and completed; the lock is held.
@@ -344,6 +363,36 @@ impl Driver {
         driver.deinit = Some(deinit);
         driver.driver_name = name.as_ptr().cast_mut();
         Driver(UnsafeCell::new(driver))
+    }
+
+    /// Whether CAM has a driver of that name already.
+    pub fn exists(name: &CStr) -> bool {
+        // SAFETY: the topology lock guards the list, which NULL ends; names
+        // are NUL-ended.
+        unsafe {
+            sys::xpt_lock_buses();
+            let mut at = sys::periph_drivers;
+            let mut found = false;
+            while !(*at).is_null() {
+                found |= CStr::from_ptr((**at).driver_name) == name;
+                at = at.add(1);
+            }
+            sys::xpt_unlock_buses();
+            found
+        }
+    }
+
+    /// Changes the name that units and nodes get; before
+    /// [`register`](Self::register) only.
+    pub fn set_name(&'static self, name: &'static CStr) {
+        // SAFETY: nobody knows the driver yet: the module is being loaded.
+        unsafe { (*self.0.get()).driver_name = name.as_ptr().cast_mut() };
+    }
+
+    /// The name that units and nodes get.
+    pub fn name(&'static self) -> &'static CStr {
+        // SAFETY: the name is static, and not changed after registration.
+        unsafe { CStr::from_ptr((*self.0.get()).driver_name) }
     }
 
     /// periphdriver_register(9): calls the driver's init routine if CAM is up.

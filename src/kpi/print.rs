@@ -23,6 +23,12 @@ static LIMIT: Limit = Limit(UnsafeCell::new((
     0,
 )));
 
+/// Prints `qpass: <what>`, once a load.
+pub fn note(what: &CStr) {
+    // SAFETY: the format names one string and gets one.
+    unsafe { sys::printf(c"qpass: %s\n".as_ptr(), what.as_ptr()) };
+}
+
 /// Prints `qpass<unit>: <what> (<number>)`, at most a few lines a second.
 pub fn warn(unit: u32, what: &CStr, number: c_int) {
     let limit = LIMIT.0.get();

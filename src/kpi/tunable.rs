@@ -3,8 +3,15 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 unsafe extern "C" {
+    static qpass_replace: AtomicU32;
     static qpass_max_requests: AtomicU32;
     static qpass_max_bytes: AtomicU64;
+}
+
+/// `hw.qpass.replace`: stand in for pass(4), where the kernel has none.
+pub fn replace() -> bool {
+    // SAFETY: an aligned int of the shim's, which does not change after load.
+    unsafe { qpass_replace.load(Ordering::Relaxed) != 0 }
 }
 
 /// `kern.cam.qpass.max_requests`: requests one open may have outstanding.

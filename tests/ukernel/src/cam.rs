@@ -133,6 +133,16 @@ static EDT: LazyLock<Edt> = LazyLock::new(|| Edt {
 pub static PERIPH_DRIVERS: AtomicPtr<*mut *mut sys::periph_driver> =
     AtomicPtr::new(core::ptr::null_mut());
 
+/// Gives the variable its place, and its value.
+pub(crate) fn place_periph_drivers(variable: usize) {
+    PERIPH_DRIVERS.store(variable as *mut _, Ordering::SeqCst);
+    let mut drivers = EDT.drivers.lock().unwrap();
+    if drivers.array.is_empty() {
+        drivers.array.push(0);
+    }
+    publish(&mut drivers);
+}
+
 fn publish(drivers: &mut Drivers) {
     let variable = PERIPH_DRIVERS.load(Ordering::SeqCst);
     if variable.is_null() {
@@ -1289,6 +1299,72 @@ unsafe fn mappings(ccb: *mut sys::ccb) -> Result<Vec<(*mut *mut u8, usize, u32)>
             _ => Err(sys::EINVAL as c_int),
         }
     }
+}
+
+/// cam_periph_ioctl(9): CAMGETPASSTHRU names the device's pass-through.
+pub(crate) unsafe extern "C" fn cam_periph_ioctl(
+    periph: *mut sys::cam_periph,
+    cmd: u64,
+    data: *mut c_char,
+    _error_routine: Option<ErrorFn>,
+) -> c_int {
+    mtx_assert_owned(mtx_of(periph), "cam_periph_ioctl");
+    if cmd != sys::QPC_CAMGETPASSTHRU {
+        return sys::ENOTTY as c_int;
+    }
+    // SAFETY: the caller's periph is alive, its lock held, and the buffer is a
+    // CCB.
+    unsafe {
+        let ccb = cam_periph_getccb(periph, sys::QPC_CAM_PRIORITY_NORMAL);
+        (*ccb).ccb_h.func_code = sys::XPT_GDEVLIST;
+        (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+        let device = device_of(ccb);
+        for other in device.state.lock().unwrap().periphs.iter() {
+            let other = *other as *mut sys::cam_periph;
+            let name = CStr::from_ptr((*other).periph_name).to_bytes();
+            if name.starts_with(b"pass") {
+                for (to, from) in (*ccb).cgdl.periph_name.iter_mut().zip(name) {
+                    *to = *from as c_char;
+                }
+                (*ccb).cgdl.unit_number = (*other).unit_number;
+            }
+        }
+        core::ptr::copy_nonoverlapping(ccb.cast::<u8>(), data.cast(), size_of::<sys::ccb>());
+        xpt_release_ccb(ccb);
+    }
+    0
+}
+
+/// The requests of older CAM versions that cam_compat translates.
+const TRANSLATED: std::ops::RangeInclusive<u64> = 0x16..=0x19;
+
+/// cam_compat_ioctl(): the layouts of older versions are not known here, and
+/// a test that needs them runs on a real kernel.
+pub(crate) unsafe extern "C" fn cam_compat_ioctl(
+    _dev: *mut sys::cdev,
+    cmd: u64,
+    _data: *mut c_char,
+    _flag: c_int,
+    _td: *mut sys::thread,
+    _back: *const c_void,
+) -> c_int {
+    if TRANSLATED.contains(&(cmd >> 8 & 0xff)) {
+        broken("a request of an older CAM version, which is not translated here");
+    }
+    sys::ENOTTY as c_int
+}
+
+/// Registers a driver of the kernel's own, with no unit.
+pub fn register_empty_driver(name: &'static CStr) {
+    // SAFETY: plain data.
+    let mut driver: sys::periph_driver = unsafe { core::mem::zeroed() };
+    driver.driver_name = name.as_ptr().cast_mut();
+    let mut drivers = EDT.drivers.lock().unwrap();
+    let count = drivers.count;
+    drivers.array.truncate(count);
+    drivers.array.push(Box::into_raw(Box::new(driver)) as usize);
+    drivers.array.push(0);
+    drivers.count += 1;
 }
 
 const MAPPED: &str = "CAM periph map";

@@ -10,6 +10,7 @@ unsafe extern "C" {
     fn memcpy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void;
     fn memmove(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void;
     fn memset(to: *mut c_void, byte: c_int, len: usize) -> *mut c_void;
+    fn strlen(text: *const c_char) -> usize;
     fn memcmp(a: *const c_void, b: *const c_void, len: usize) -> c_int;
 }
 
@@ -41,6 +42,7 @@ pub fn functions() -> Vec<Export> {
             cam_periph_alloc, cam_periph_acquire, cam_periph_release, cam_periph_invalidate,
             cam_periph_async, cam_periph_getccb, cam_periph_runccb, cam_periph_error,
             cam_periph_mapmem, cam_periph_unmapmem, cam_release_devq,
+            cam_periph_ioctl, cam_compat_ioctl,
         }
     }
     .to_vec();
@@ -52,6 +54,7 @@ pub fn functions() -> Vec<Export> {
         ("memmove", memmove as *const c_void),
         ("memset", memset as *const c_void),
         ("memcmp", memcmp as *const c_void),
+        ("strlen", strlen as *const c_void),
     ]);
     all
 }
@@ -61,6 +64,7 @@ pub fn functions() -> Vec<Export> {
 pub const VARIABLES: &[(&str, usize)] = &[
     ("periph_drivers", size_of::<usize>()),
     ("taskqueue_thread", size_of::<usize>()),
+    ("sysctl___hw", size_of::<crate::sys::sysctl_oid>()),
     ("sysctl___kern_cam", size_of::<crate::sys::sysctl_oid>()),
 ];
 

@@ -198,7 +198,7 @@ impl Module {
             return Err(format!("undefined symbols: {}", missing.join(", ")));
         }
         if let Some(at) = imports.get("periph_drivers") {
-            cam::PERIPH_DRIVERS.store(*at as *mut _, Ordering::SeqCst);
+            cam::place_periph_drivers(*at);
         }
         Ok(imports)
     }

@@ -9,6 +9,14 @@ use std::{
 
 static OIDS: Mutex<Option<HashMap<String, usize>>> = Mutex::new(None);
 
+/// The kernel environment: what the loader would have set.
+static TUNABLES: Mutex<Vec<(String, u64)>> = Mutex::new(Vec::new());
+
+/// Sets a tunable, for modules loaded from now on.
+pub fn set_tunable(name: &str, value: u64) {
+    TUNABLES.lock().unwrap().push((name.into(), value));
+}
+
 /// Takes the oids of a module's linker set.
 pub(crate) fn register(oids: &[usize]) {
     let mut table = OIDS.lock().unwrap();
@@ -17,6 +25,11 @@ pub(crate) fn register(oids: &[usize]) {
         // SAFETY: the linker set holds pointers to struct sysctl_oid.
         let name = unsafe { CStr::from_ptr((*(*oid as *mut sys::sysctl_oid)).oid_name) };
         table.insert(name.to_string_lossy().into_owned(), *oid);
+    }
+    for (name, value) in &*TUNABLES.lock().unwrap() {
+        if let Some(oid) = table.get(name) {
+            store_number(name, *oid, *value);
+        }
     }
 }
 
@@ -35,6 +48,10 @@ pub fn set(name: &str, value: u64) {
     let Some(oid) = oid else {
         broken(&format!("no sysctl {name}"));
     };
+    store_number(name, oid, value);
+}
+
+fn store_number(name: &str, oid: usize, value: u64) {
     let oid = oid as *mut sys::sysctl_oid;
     // SAFETY: a registered oid of the loaded module; little-endian, so a
     // narrower variable takes the low bytes.

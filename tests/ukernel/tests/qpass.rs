@@ -91,6 +91,10 @@ tests! {
     kevent_wakes_a_sleeping_thread;
     edge_triggered_events_come_once_a_completion;
     nobody_is_woken_when_nobody_waits;
+    room_to_queue_is_told;
+    camgetpassthru_names_the_pass_device;
+    it_stands_in_for_pass_where_there_is_none;
+    it_stays_qpass_where_there_is_a_pass;
     many_threads_share_an_open;
     many_opens_share_a_device;
     a_device_pulled_under_load_frees_everything;
@@ -863,6 +867,105 @@ fn edge_triggered_events_come_once_a_completion() {
     machine.close(kq);
     machine.close(fd);
     machine.unload(module);
+}
+
+fn room_to_queue_is_told() {
+    const POLLOUT: i16 = sys::POLLOUT as i16;
+    let (mut machine, module) = boot(Config::default());
+    sysctl::set("max_requests", 4);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let kq = machine.kqueue().expect("kqueue");
+    let mut change = event(fd, sys::EV_ADD);
+    change.filter = sys::EVFILT_WRITE as i16;
+    assert_eq!(machine.kevent(kq, &[change], &mut [], 0), Ok(0));
+    assert_eq!(next(&mut machine, kq), Some(4));
+    assert_eq!(machine.poll(fd, POLLOUT, 0), Ok(POLLOUT));
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    for left in (0..4).rev() {
+        command.queue(&mut machine, fd).expect("queue");
+        assert_eq!(next(&mut machine, kq), (left != 0).then_some(left));
+    }
+    assert_eq!(machine.poll(fd, POLLOUT, 20), Ok(0));
+    let shared = &machine;
+    std::thread::scope(|scope| {
+        let poll = scope.spawn(|| {
+            shared
+                .process()
+                .poll(fd, POLLOUT, Some(Duration::from_secs(20)))
+        });
+        let kevent = scope.spawn(|| {
+            let mut events = [event(0, 0)];
+            let n = shared
+                .process()
+                .kevent(kq, &[], &mut events, Some(Duration::from_secs(20)));
+            (n, events[0].data)
+        });
+        std::thread::sleep(Duration::from_millis(30));
+        let mut sys = Shared(shared);
+        assert_eq!(sys.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+        command.get(&mut sys, fd).expect("get");
+        assert_eq!(poll.join().expect("woken"), Ok(POLLOUT));
+        assert_eq!(kevent.join().expect("woken"), (Ok(1), 1));
+    });
+    machine.depart();
+    let mut events = [event(0, 0)];
+    assert_eq!(machine.kevent(kq, &[], &mut events, 20_000), Ok(1));
+    assert!(u32::from(events[0].flags) & sys::EV_EOF != 0);
+    machine.close(kq);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// What CAMGETPASSTHRU says: name and number.
+fn passthru(machine: &mut Machine, fd: i32) -> (String, u32) {
+    let mut command = Command::new(machine, 0);
+    machine
+        .ioctl(fd, sys::QPC_CAMGETPASSTHRU, command.ccb.address())
+        .expect("CAMGETPASSTHRU");
+    // SAFETY: plain data.
+    let list = unsafe { &command.ccb.ccb_mut().cgdl };
+    let name = list
+        .periph_name
+        .iter()
+        .map(|c| *c as u8 as char)
+        .take_while(|c| *c != '\0')
+        .collect();
+    (name, list.unit_number)
+}
+
+fn camgetpassthru_names_the_pass_device() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    assert_eq!(passthru(&mut machine, fd).0, "", "there is none");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn it_stands_in_for_pass_where_there_is_none() {
+    sysctl::set_tunable("replace", 1);
+    let mut machine = Machine::new(Config::default());
+    let module = machine.load(&ko()).expect("load");
+    assert_eq!(devfs::names(), ["pass0"]);
+    let fd = machine.open("/dev/pass0", RDWR).expect("open");
+    assert_eq!(passthru(&mut machine, fd), ("pass".into(), 0));
+    let mut command = Command::new(&mut machine, 512);
+    command.rw10(false, 0, 1);
+    queue_and_get(&mut machine, fd, &command);
+    machine.close(fd);
+    machine.unload(module);
+    assert_eq!(thread::console(), "");
+}
+
+fn it_stays_qpass_where_there_is_a_pass() {
+    sysctl::set_tunable("replace", 1);
+    cam::register_empty_driver(c"pass");
+    let (machine, module) = boot(Config::default());
+    assert_eq!(devfs::names(), ["qpass0"]);
+    let said = "qpass: this kernel has pass(4): hw.qpass.replace is refused\n";
+    assert_eq!(thread::console(), said);
+    machine.unload(module);
+    assert_eq!(cam::listed_drivers().len(), 1, "pass is there still, once");
 }
 
 fn nobody_is_woken_when_nobody_waits() {
