@@ -30,14 +30,15 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
             "kldload failed"
         })?;
         say!(sys, "guest: round {round}: qpass.ko loaded, file id {id}");
-        wait_for(sys, "/dev/qpass0")?;
-        let score = conform::run(sys, "/dev/qpass0");
+        let node = wait_for(sys, NODES)?;
+        say!(sys, "guest: testing {node}");
+        let score = conform::run(sys, node);
         total.passed += score.passed;
         total.failed += score.failed;
         total.skipped += score.skipped;
 
         let busy = sys
-            .open("/dev/qpass0", sys_bindings::O_RDWR as i32)
+            .open(node, sys_bindings::O_RDWR as i32)
             .map_err(|_| "open failed")?;
         let refused = sys.kldunload(id);
         say!(sys, "guest: kldunload with the device open: {refused:?}");
@@ -46,8 +47,8 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
         }
         sys.close(busy);
         unload(sys, id)?;
-        if sys.open("/dev/qpass0", sys_bindings::O_RDWR as i32).is_ok() {
-            return Err("/dev/qpass0 is still there after unload");
+        if sys.open(node, sys_bindings::O_RDWR as i32).is_ok() {
+            return Err("the node is still there after unload");
         }
         say!(sys, "guest: round {round}: unloaded");
     }
@@ -63,14 +64,21 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
     Ok(total)
 }
 
+/// The module's first node, and what it is called where it stands in for
+/// pass(4).
+const NODES: [&str; 2] = ["/dev/qpass0", "/dev/pass0"];
+
 /// Devices are probed after init starts.
-fn wait_for(sys: &mut FreeBsd, path: &str) -> Result<(), &'static str> {
-    for _ in 0..300 {
-        if let Ok(fd) = sys.open(path, sys_bindings::O_RDWR as i32) {
-            sys.close(fd);
-            return Ok(());
+fn wait_for(sys: &mut FreeBsd, paths: [&'static str; 2]) -> Result<&'static str, &'static str> {
+    for _ in 0..100 {
+        for path in paths {
+            if let Ok(fd) = sys.open(path, sys_bindings::O_RDWR as i32) {
+                sys.close(fd);
+                return Ok(path);
+            }
+            // The first is waited for a while where both may come.
+            sys.sleep_ms(100);
         }
-        sys.sleep_ms(100);
     }
     Err("the device did not come")
 }
