@@ -14,9 +14,10 @@
 
 use crate::{
     buffer::{Bounce, Segments, Zones},
-    ioctl::{self, Field, Format, Operation, Transfer},
+    ioctl::{self, Direction, Field, Format, Operation, Transfer},
     kpi::{
         ccb::{Ccb, Saved},
+        devstat::{Moved, Started},
         errno::{EINVAL, Result},
         fifo::Link,
         shared::Shared,
@@ -39,6 +40,8 @@ pub struct Request {
     saved: Saved,
     buffers: [Option<Bounce>; 2],
     charge: Charge,
+    /// When it was sent.
+    pub started: Option<Started>,
 }
 
 impl ZoneItem for Request {
@@ -71,6 +74,7 @@ impl Request {
             ccb,
             buffers: [None, None],
             charge,
+            started: None,
         });
         request.set_up(user_ccb)?;
         Ok(request)
@@ -146,6 +150,23 @@ impl Request {
     /// The open that queued it.
     pub fn open(&self) -> &Shared<Open> {
         &self.open
+    }
+
+    /// What it moved, for devstat(9).
+    pub fn moved(&self) -> Moved {
+        match self.operation.transfers {
+            [None, _] => Moved::NoData,
+            // An SMP request and its response count as one read, as pass(4)
+            // counts them.
+            [Some(request), Some(response)] => Moved::Read(request.len + response.len),
+            [Some(transfer), None] => {
+                let bytes = self.ccb.moved(transfer);
+                match transfer.direction {
+                    Direction::Out => Moved::Written(bytes),
+                    _ => Moved::Read(bytes),
+                }
+            }
+        }
     }
 
     /// Hands the data to the process that reaps, and the CCB to its address

@@ -7,12 +7,14 @@ use crate::{
     kpi::{
         ccb::{self, Ccb, Mapped, OwnCcb, Recovery, StartCcb},
         cdev::{DevSw, Device, Ioctl, Node, Thread},
+        devstat::DevStat,
         errno::{EINVAL, ENOENT, ENOTTY, ENXIO, EPERM, Result},
         fifo::Fifo,
         knlist::Knote,
-        periph::{self, DeviceCell, Driver, Held, Periph, Routines},
+        periph::{self, DeviceCell, Driver, Held, PHYSPATH, Periph, PeriphRef, Routines},
         print,
         shared::Shared,
+        task::{OnTaskqueueThread, run_later},
         zone::ZoneBox,
     },
     module, notify,
@@ -46,6 +48,7 @@ static ROUTINES: Routines = Routines {
 /// What the driver keeps of a device.
 pub struct Unit {
     maxio: u32,
+    devstat: DevStat,
     state: DeviceCell<State>,
 }
 
@@ -61,37 +64,29 @@ struct State {
 impl Unit {
     /// Attaches to a device. The lock is dropped and taken again.
     fn attach(periph: &Periph, held: &mut Held<'_>) -> Result {
-        let maxio = match held.path_inq().maxio {
-            0 => sys::DFLTPHYS,
-            maxio => maxio,
-        };
-        periph.attach_softc(
-            Unit {
-                maxio,
-                state: DeviceCell::new(
-                    periph,
-                    State {
-                        queued: Fifo::new(),
-                        node: None,
-                        gone: false,
-                        opens: 0,
-                        zones: None,
-                    },
-                ),
-            },
-            held,
-        )?;
-        // From here on the device may leave at any time.
-        held.register_async(sys::AC_LOST_DEVICE, async_entry)?;
+        // The node's, and until there is one, what keeps the periph here if
+        // the device leaves while the lock is dropped.
         let node_ref = periph.acquire()?;
-        // make_dev_s(9) sleeps.
-        let made = held.unlocked(|| Node::make(&DEVSW, DRIVER.name(), node_ref));
-        let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
-        let state = unit.state.get(held);
+        let made = match Self::set_up(periph, held) {
+            // make_dev_s(9) sleeps.
+            Ok(()) => held.unlocked(|| Node::make(&DEVSW, DRIVER.name(), node_ref)),
+            Err(errno) => Err((errno, node_ref)),
+        };
         match made {
-            // The device left while the node was made: nobody else knew it.
-            Ok(node) if state.gone => node.destroy(),
-            Ok(node) => state.node = Some(node),
+            Ok(node) => {
+                let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
+                let state = unit.state.get(held);
+                if state.gone {
+                    // It left while the node was made: nobody else knew it.
+                    node.destroy();
+                    // Cannot fail: nothing is allocated to deregister.
+                    let _ = held.register_async(0, async_entry);
+                } else {
+                    state.node = Some(node);
+                    Self::alias_later(periph, held);
+                }
+                Ok(())
+            }
             Err((errno, node_ref)) => {
                 // A failed constructor's periph is freed by its caller, with
                 // whatever references it has; giving one back would free it
@@ -99,10 +94,37 @@ impl Unit {
                 core::mem::forget(node_ref);
                 // Cannot fail: nothing is allocated to deregister.
                 let _ = held.register_async(0, async_entry);
-                return Err(errno);
+                Err(errno)
             }
         }
-        Ok(())
+    }
+
+    fn set_up(periph: &Periph, held: &mut Held<'_>) -> Result {
+        // From here on the device may leave at any time.
+        held.register_async(sys::AC_LOST_DEVICE | sys::AC_ADVINFO_CHANGED, async_entry)?;
+        let inq = held.path_inq();
+        let maxio = match inq.maxio {
+            0 => sys::DFLTPHYS,
+            maxio => maxio,
+        };
+        // devstat_new_entry(9) sleeps.
+        let devstat =
+            held.unlocked(|| DevStat::new(DRIVER.name(), periph.unit_number(), inq.devstat_type));
+        let state = State {
+            queued: Fifo::new(),
+            node: None,
+            gone: periph.is_invalid(held),
+            opens: 0,
+            zones: None,
+        };
+        periph.attach_softc(
+            Unit {
+                maxio,
+                devstat,
+                state: DeviceCell::new(periph, state),
+            },
+            held,
+        )
     }
 
     /// The device is going: no new call gets in.
@@ -113,6 +135,38 @@ impl Unit {
         state.gone = true;
         if let Some(node) = state.node.take() {
             node.destroy();
+        }
+    }
+
+    /// Has the node's alias by physical path made, or made anew.
+    fn alias_later(periph: &Periph, held: &mut Held<'_>) {
+        let Ok(periph) = periph.acquire() else {
+            return;
+        };
+        if let Err((errno, periph)) = run_later(periph, Self::alias) {
+            let unit = periph.unit_number();
+            print::warn(unit, c"no alias by physical path, errno", errno.get());
+            periph.release_locked(held);
+        }
+    }
+
+    /// On `taskqueue_thread`.
+    fn alias(periph: PeriphRef, here: OnTaskqueueThread) {
+        let mut buffer = [0; PHYSPATH];
+        let mut held = periph.lock();
+        let Some(unit) = periph.softc::<Unit>() else {
+            return;
+        };
+        let Some(path) = held.physpath(&mut buffer) else {
+            return;
+        };
+        let Some(node) = &unit.state.get(&mut held).node else {
+            return;
+        };
+        let alias = node.alias();
+        let made = held.unlocked(|| alias.make(path, &here));
+        if let Some(node) = &mut unit.state.get(&mut held).node {
+            node.set_alias(made);
         }
     }
 
@@ -199,10 +253,11 @@ impl Unit {
 
     /// CAM has a CCB: sends the request that waited longest.
     fn start(&self, held: &mut Held<'_>, mut start: StartCcb) {
-        let Some(request) = self.state.get(held).queued.pop() else {
+        let Some(mut request) = self.state.get(held).queued.pop() else {
             held.release_ccb(start);
             return;
         };
+        request.started = Some(self.devstat.start());
         start.merge(&request.ccb);
         start.set_done(request.into_raw().cast(), done_entry);
         start.send(held);
@@ -212,7 +267,7 @@ impl Unit {
     }
 
     /// A sent CCB has completed: the request is done, or on its way again.
-    fn done(held: &mut Held<'_>, mut start: StartCcb, mut request: ZoneBox<Request>) {
+    fn done(&self, held: &mut Held<'_>, mut start: StartCcb, mut request: ZoneBox<Request>) {
         let status = start.ccb().hdr().status;
         if status & sys::CAM_STATUS_MASK != sys::CAM_REQ_CMP {
             if request.open().queue.is_closed() {
@@ -225,6 +280,10 @@ impl Unit {
         }
         request.ccb.take_result(start.ccb());
         held.release_ccb(start);
+        if let Some(started) = &request.started {
+            let tag = request.ccb.tag_type();
+            self.devstat.end(started, request.moved(), tag);
+        }
         let queue = request.open().queue.clone();
         queue.complete(request);
     }
@@ -268,7 +327,7 @@ impl Unit {
             None => {
                 let mut start = held.getccb(priority);
                 start.merge(ccb);
-                ccb::run(start.ccb_mut(), &mut held);
+                ccb::run(start.ccb_mut(), &self.devstat, &mut held);
                 ccb.take_result(start.ccb());
                 held.release_ccb(start);
             }
@@ -386,6 +445,18 @@ unsafe extern "C" fn async_entry(
     path: *mut sys::cam_path,
     data: *mut c_void,
 ) {
+    if code == sys::AC_ADVINFO_CHANGED {
+        if data as usize == sys::CDAI_TYPE_PHYS_PATH as usize {
+            // SAFETY: registered with the periph as argument; CAM calls with
+            // the device lock held.
+            let (periph, mut held) = unsafe {
+                let periph = Periph::from_raw(arg.cast());
+                (periph, periph.locked())
+            };
+            Unit::alias_later(periph, &mut held);
+        }
+        return;
+    }
     if code != sys::AC_FOUND_DEVICE {
         // SAFETY: registered with the periph as argument.
         unsafe { periph::default_async(arg, code, path, data) };
@@ -461,11 +532,15 @@ unsafe extern "C" fn start_entry(periph: *mut sys::cam_periph, ccb: *mut sys::cc
 unsafe extern "C" fn done_entry(periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
     // SAFETY: CAM's own arguments, the lock held throughout; the owner is the
     // request that start() gave to the CCB, back once for every completion.
-    let (mut held, start, request) = unsafe {
+    let (periph, mut held, start, request) = unsafe {
         let periph = Periph::from_raw(periph);
         let start = StartCcb::from_raw(ccb);
         let request = ZoneBox::from_raw(NonNull::new_unchecked(start.owner().cast::<Request>()));
-        (periph.locked(), start, request)
+        (periph, periph.locked(), start, request)
     };
-    Unit::done(&mut held, start, request);
+    match periph.softc::<Unit>() {
+        Some(unit) => unit.done(&mut held, start, request),
+        // A request holds its open, and that the periph and its unit.
+        None => unreachable!(),
+    }
 }

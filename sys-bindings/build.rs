@@ -25,7 +25,10 @@ const FUNCTIONS: &[&str] = &[
     "uma_z(alloc|free)_arg",
     "copyin",
     "copyout",
-    "make_dev_s",
+    "make_dev_(s|physpath_alias)",
+    "devstat_(new_entry|remove_entry|start_transaction|end_transaction)",
+    "binuptime",
+    "xpt_getattr",
     "destroy_dev_(sched_cb|drain)",
     "devfs_(set|get)_cdevpriv",
     "knlist_(add|remove|init_mtx|destroy)",
@@ -88,6 +91,7 @@ const TYPES: &[&str] = &[
     "qpass_constants",
     "pollfd",
     "timespec",
+    "devstat_.*",
 ];
 const VARIABLES: &[&str] = &[
     "taskqueue_thread",
@@ -103,6 +107,8 @@ const VARIABLES: &[&str] = &[
     "PIM_.*",
     "PI_.*",
     "DFLTPHYS",
+    "DEVSTAT_.*",
+    "MAXPATHLEN",
     "E[A-Z0-9]+",
     "D_TRACKCLOSE",
     "EVFILT_.*",

@@ -8,6 +8,7 @@
 #include <sys/bio.h>
 #include <sys/bus.h>
 #include <sys/conf.h>
+#include <sys/devicestat.h>
 #include <sys/errno.h>
 #include <sys/event.h>
 #include <sys/fcntl.h>

@@ -1,8 +1,9 @@
 //! malloc(9): boxes of the driver's own malloc type, `qpass` in vmstat -m.
 
-use super::errno::{ENOMEM, Result};
+use super::errno::{ENOMEM, Errno, Result};
 use core::{
     ffi::{c_int, c_void},
+    mem::{ManuallyDrop, MaybeUninit},
     ops::{Deref, DerefMut},
     ptr::NonNull,
 };
@@ -39,6 +40,22 @@ impl<T> KBox<T> {
         Self::allocate(value, sys::M_NOWAIT as c_int)
     }
 
+    /// The same, and the value comes back when there is no memory.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn try_new_or_back(value: T) -> core::result::Result<Self, (Errno, T)> {
+        match KBox::<MaybeUninit<T>>::try_new(MaybeUninit::uninit()) {
+            Ok(memory) => {
+                let memory = ManuallyDrop::new(memory).0.cast::<T>();
+                // SAFETY: fresh memory of T's size and alignment.
+                unsafe { memory.write(value) };
+                Ok(KBox(memory))
+            }
+            Err(errno) => Err((errno, value)),
+        }
+    }
+
     fn allocate(value: T, flags: c_int) -> Result<Self> {
         // malloc(9) aligns to at least 16 for any size that a T of alignment
         // 16 has.
@@ -67,6 +84,18 @@ impl<T> KBox<T> {
     pub unsafe fn from_raw(raw: *mut c_void) -> Self {
         // SAFETY: into_raw gave a non-null pointer.
         KBox(unsafe { NonNull::new_unchecked(raw.cast()) })
+    }
+
+    /// Takes the value out.
+    pub fn into_inner(self) -> T {
+        let memory = ManuallyDrop::new(self);
+        // SAFETY: owned and initialised; the value is moved out, and its
+        // memory given back without dropping it.
+        unsafe {
+            let value = memory.0.read();
+            sys::free(memory.0.as_ptr().cast(), (&raw mut M_QPASS).cast());
+            value
+        }
     }
 
     /// The address, for a kernel function that keeps it.

@@ -1,6 +1,6 @@
 //! union ccb: private copies of a user's, and those that CAM hands out.
 
-use super::{errno::Result, periph::Held, user::UserPtr};
+use super::{devstat::DevStat, errno::Result, periph::Held, user::UserPtr};
 use crate::ioctl::{self, Field, Fields, Transfer};
 use core::{
     ffi::{c_int, c_void},
@@ -191,6 +191,15 @@ impl Ccb {
             lens,
             segments,
             stores,
+        }
+    }
+
+    /// devstat(9)'s kind of tag of a command.
+    pub fn tag_type(&self) -> u32 {
+        match self.hdr().func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => u32::from(self.csio().tag_action) & 3,
+            sys::XPT_ATA_IO => sys::DEVSTAT_TAG_SIMPLE,
+            _ => sys::DEVSTAT_TAG_NONE,
         }
     }
 
@@ -472,7 +481,7 @@ impl Drop for OwnCcb {
 ///
 /// The device lock is held on entry and exit and dropped while it waits. The
 /// CCB's status tells how it went.
-pub fn run(ccb: &mut Ccb, _held: &mut Held<'_>) {
+pub fn run(ccb: &mut Ccb, devstat: &DevStat, _held: &mut Held<'_>) {
     let (cam_flags, sense_flags) = recovery_flags(ccb.hdr().flags);
     // SAFETY: set up for this periph; the lock is held. The return value only
     // repeats the status that the user gets.
@@ -482,7 +491,7 @@ pub fn run(ccb: &mut Ccb, _held: &mut Held<'_>) {
             Some(error_routine),
             cam_flags,
             sense_flags,
-            core::ptr::null_mut(),
+            devstat.as_ptr(),
         );
     }
 }

@@ -7,6 +7,7 @@ use super::{
     errno::{EINVAL, ENOTTY, Errno, Result, check, to_c},
     knlist::Knote,
     periph::{Periph, PeriphRef},
+    task::OnTaskqueueThread,
     user::UserPtr,
 };
 use core::{
@@ -136,7 +137,18 @@ impl DevSw {
 }
 
 /// A device node, with the reference to the periph that its calls rely on.
-pub struct Node(NonNull<sys::cdev>);
+pub struct Node {
+    cdev: NonNull<sys::cdev>,
+    /// Its other name, by physical path; it goes with the node.
+    alias: *mut sys::cdev,
+}
+
+/// What [`Aliasing::make`] works on while nobody holds the node.
+#[derive(Clone, Copy)]
+pub struct Aliasing {
+    cdev: NonNull<sys::cdev>,
+    alias: *mut sys::cdev,
+}
 
 // SAFETY: devfs(5) locks its nodes itself.
 unsafe impl Send for Node {}
@@ -170,12 +182,28 @@ impl Node {
             sys::make_dev_s(&mut args, &mut dev, c"%s%u".as_ptr(), name.as_ptr(), unit)
         });
         match (error, NonNull::new(dev)) {
-            (Ok(()), Some(dev)) => Ok(Node(dev)),
+            (Ok(()), Some(cdev)) => Ok(Node {
+                cdev,
+                alias: core::ptr::null_mut(),
+            }),
             // SAFETY: no node keeps the reference.
             (error, _) => Err((error.err().unwrap_or(EINVAL), unsafe {
                 PeriphRef::from_raw(periph)
             })),
         }
+    }
+
+    /// What [`Aliasing::make`] needs.
+    pub fn alias(&self) -> Aliasing {
+        Aliasing {
+            cdev: self.cdev,
+            alias: self.alias,
+        }
+    }
+
+    /// Keeps what [`Aliasing::make`] has made.
+    pub fn set_alias(&mut self, made: Aliasing) {
+        self.alias = made.alias;
     }
 
     /// destroy_dev_sched_cb(9): the name goes now; opens are torn down on
@@ -185,9 +213,31 @@ impl Node {
         // SAFETY: the node is ours, once; si_drv1 is read before devfs(5)
         // clears it.
         unsafe {
-            let periph = (*self.0.as_ptr()).si_drv1;
-            sys::destroy_dev_sched_cb(self.0.as_ptr(), Some(destroyed), periph);
+            let periph = (*self.cdev.as_ptr()).si_drv1;
+            sys::destroy_dev_sched_cb(self.cdev.as_ptr(), Some(destroyed), periph);
         }
+    }
+}
+
+impl Aliasing {
+    /// make_dev_physpath_alias(9): `/dev/PATH/NAMEn`, in place of the alias
+    /// that was there. Sleeps. A path that makes no name leaves none.
+    pub fn make(mut self, path: &CStr, _here: &OnTaskqueueThread) -> Self {
+        let mut made = core::ptr::null_mut();
+        // SAFETY: nodes are destroyed on taskqueue_thread, and this is it: the
+        // node, which was there when this was taken of it, is there still. The
+        // old alias is its own.
+        unsafe {
+            sys::make_dev_physpath_alias(
+                (sys::MAKEDEV_WAITOK | sys::MAKEDEV_CHECKNAME) as c_int,
+                &mut made,
+                self.cdev.as_ptr(),
+                self.alias,
+                path.as_ptr(),
+            );
+        }
+        self.alias = made;
+        self
     }
 }
 

@@ -16,6 +16,8 @@ pub mod ccb;
 #[cfg(not(test))]
 pub mod cdev;
 #[cfg(not(test))]
+pub mod devstat;
+#[cfg(not(test))]
 pub mod knlist;
 #[cfg(not(test))]
 pub mod module;
@@ -31,6 +33,8 @@ pub mod print;
 pub mod selinfo;
 #[cfg(not(test))]
 pub mod shared;
+#[cfg(not(test))]
+pub mod task;
 #[cfg(not(test))]
 pub mod tunable;
 #[cfg(not(test))]

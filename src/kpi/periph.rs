@@ -50,6 +50,12 @@ impl Periph {
         unsafe { (*self.0.get()).path }
     }
 
+    /// Whether the device is going; the device lock says that it stays so.
+    pub fn is_invalid(&self, _held: &Held<'_>) -> bool {
+        // SAFETY: the flag is set under the device lock.
+        unsafe { (*self.0.get()).flags & sys::CAM_PERIPH_INVALID != 0 }
+    }
+
     /// The driver's own data, if it is a `T`.
     pub fn softc<T: Sync + 'static>(&self) -> Option<&T> {
         // SAFETY: attach_softc() put it there, before anything else could ask,
@@ -156,6 +162,15 @@ impl PeriphRef {
     }
 }
 
+impl PeriphRef {
+    /// Gives the reference back where the device lock is held. It is not the
+    /// last one: the caller relies on another.
+    pub fn release_locked(self, _held: &mut Held<'_>) {
+        // SAFETY: the reference is ours, once; the device lock is held.
+        unsafe { sys::cam_periph_release_locked(ManuallyDrop::new(self).0.as_ptr()) };
+    }
+}
+
 impl Deref for PeriphRef {
     type Target = Periph;
     fn deref(&self) -> &Periph {
@@ -241,10 +256,39 @@ impl Held<'_> {
         self.action(&mut ccb);
         // SAFETY: plain data that XPT_PATH_INQ filled in.
         let cpi = unsafe { &(*ccb.as_ptr()).cpi };
-        PathInq { maxio: cpi.maxio }
+        PathInq {
+            devstat_type: match cpi.transport {
+                sys::XPORT_ATA | sys::XPORT_SATA => sys::DEVSTAT_TYPE_IF_IDE,
+                sys::XPORT_SPI
+                | sys::XPORT_FC
+                | sys::XPORT_SAS
+                | sys::XPORT_ISCSI
+                | sys::XPORT_SRP
+                | sys::XPORT_PPB
+                | sys::XPORT_SSA
+                | sys::XPORT_USB => sys::DEVSTAT_TYPE_IF_SCSI,
+                _ => sys::DEVSTAT_TYPE_IF_OTHER,
+            },
+            maxio: cpi.maxio,
+        }
     }
 
-    /// Registers for AC_LOST_DEVICE of this device, or (`events` 0) no longer.
+    /// The device's physical path, if it has one.
+    pub fn physpath<'b>(&mut self, buffer: &'b mut [u8; PHYSPATH]) -> Option<&'b CStr> {
+        // SAFETY: the buffer is as long as is said; the device lock is held.
+        let error = unsafe {
+            sys::xpt_getattr(
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                c"GEOM::physpath".as_ptr(),
+                self.periph.path(),
+            )
+        };
+        let path = CStr::from_bytes_until_nul(buffer).ok()?;
+        (error == 0 && !path.is_empty()).then_some(path)
+    }
+
+    /// Registers for events of this device, or (`events` 0) no longer.
     ///
     /// # Errors
     /// `ENXIO`: CAM could not.
@@ -290,8 +334,13 @@ impl Drop for Held<'_> {
     }
 }
 
+/// Bytes that a physical path has room in: devfs(5) takes no longer name.
+pub const PHYSPATH: usize = 256;
+
 /// What a path inquiry tells this driver.
 pub struct PathInq {
+    /// devstat(9)'s kind of interface.
+    pub devstat_type: u32,
     /// The SIM's largest transfer in bytes, 0 where it does not say.
     pub maxio: u32,
 }

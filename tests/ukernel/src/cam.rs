@@ -307,6 +307,8 @@ struct Event {
     code: u32,
     device: Arc<Device>,
     data: Vec<u64>,
+    /// What the argument is, where there is no data.
+    value: usize,
 }
 
 #[derive(Default)]
@@ -360,7 +362,7 @@ pub fn settle() {
 fn handle(mut event: Event) {
     let path = new_path_now(&event.device);
     let data = if event.data.is_empty() {
-        core::ptr::null_mut()
+        event.value as *mut c_void
     } else {
         event.data.as_mut_ptr().cast::<c_void>()
     };
@@ -479,6 +481,7 @@ pub(crate) unsafe extern "C" fn xpt_async(code: u32, path: *mut sys::cam_path, a
         code,
         device: of(path).device.clone(),
         data,
+        value: 0,
     });
 }
 
@@ -509,6 +512,7 @@ pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
         code: sys::AC_FOUND_DEVICE,
         data: getdev(&device),
         device: device.clone(),
+        value: 0,
     });
     device
 }
@@ -527,6 +531,7 @@ pub fn detach(device: &Arc<Device>) {
         code: sys::AC_LOST_DEVICE,
         device: device.clone(),
         data: Vec::new(),
+        value: 0,
     });
 }
 
@@ -646,9 +651,53 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
     }
 }
 
+/// AC_ADVINFO_CHANGED carries the kind of information in the pointer itself.
+fn tell_physpath(device: &Arc<Device>) {
+    send_event(Event {
+        code: sys::AC_ADVINFO_CHANGED,
+        device: device.clone(),
+        data: Vec::new(),
+        value: sys::CDAI_TYPE_PHYS_PATH as usize,
+    });
+}
+
+/// Gives a device a physical path, as an enclosure's driver does.
+pub fn set_physpath(device: &Arc<Device>, path: &str) {
+    device.state.lock().unwrap().physpath = path.into();
+    tell_physpath(device);
+}
+
+/// xpt_getattr(9) of `GEOM::physpath`.
+pub(crate) unsafe extern "C" fn xpt_getattr(
+    buffer: *mut c_char,
+    len: usize,
+    name: *const c_char,
+    path: *mut sys::cam_path,
+) -> c_int {
+    mtx_assert_owned(of(path).device.mtx, "xpt_getattr");
+    // SAFETY: the caller's NUL-ended name.
+    if unsafe { CStr::from_ptr(name) } != c"GEOM::physpath" {
+        return -1;
+    }
+    let state = of(path).device.state.lock().unwrap();
+    let value = &state.physpath;
+    if value.is_empty() {
+        return -1;
+    }
+    if value.len() >= len {
+        return sys::EFAULT as c_int;
+    }
+    // SAFETY: the caller's buffer is as long as is said.
+    unsafe {
+        core::ptr::copy_nonoverlapping(value.as_ptr(), buffer.cast(), value.len());
+        *buffer.add(value.len()) = 0;
+    }
+    0
+}
+
 /// XPT_DEV_ADVINFO: the serial number is read, the physical path is read and
 /// stored.
-fn advinfo(device: &Device, cdai: &mut sys::ccb_dev_advinfo) {
+fn advinfo(device: &Arc<Device>, cdai: &mut sys::ccb_dev_advinfo) {
     let mut state = device.state.lock().unwrap();
     cdai.ccb_h.status = sys::CAM_REQ_CMP;
     let stores = cdai.flags & sys::CDAI_FLAG_STORE != 0;
@@ -658,6 +707,8 @@ fn advinfo(device: &Device, cdai: &mut sys::ccb_dev_advinfo) {
         sys::CDAI_TYPE_PHYS_PATH if stores => {
             // SAFETY: the CCB's buffer is kernel memory of that length.
             state.physpath = unsafe { core::slice::from_raw_parts(cdai.buf, len) }.to_vec();
+            drop(state);
+            tell_physpath(device);
             return;
         }
         sys::CDAI_TYPE_PHYS_PATH => state.physpath.clone(),
@@ -1013,6 +1064,11 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
         }
         free_periph(periph);
     }
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_release_locked(periph: *mut sys::cam_periph) {
+    // SAFETY: the caller's reference.
+    unsafe { release_locked(periph) };
 }
 
 pub(crate) unsafe extern "C" fn cam_periph_release(periph: *mut sys::cam_periph) {

@@ -15,10 +15,12 @@ use std::{
 
 type PrivDtor = unsafe extern "C" fn(*mut c_void);
 
-/// A device node.
+/// A device node, or another name of one.
 pub struct Dev {
     name: String,
     cdev: *mut sys::cdev,
+    /// For an alias: the node itself.
+    parent: Option<Arc<Dev>>,
     devsw: *mut sys::cdevsw,
     state: Mutex<DevState>,
     idle: Condvar,
@@ -126,6 +128,7 @@ pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
 pub fn open(path: &str, flags: i32) -> Result<Arc<File>, i32> {
     let name = path.strip_prefix("/dev/").unwrap_or(path);
     let dev = find(name).ok_or(sys::ENOENT as i32)?;
+    let dev = dev.parent.clone().unwrap_or(dev);
     let file = Arc::new(File {
         dev: dev.clone(),
         private: Mutex::new(None),
@@ -256,6 +259,7 @@ extern "C" fn uk_make_dev(args: *mut c_void, out: *mut *mut c_void, name: *const
     DEVS.lock().unwrap().push(Arc::new(Dev {
         name,
         cdev,
+        parent: None,
         devsw: args.mda_devsw,
         state: Mutex::default(),
         idle: Condvar::new(),
@@ -272,6 +276,50 @@ pub fn ownership(name: &str) -> Option<(u32, u32, u32)> {
             (cdev.si_uid, cdev.si_gid, u32::from(cdev.si_mode))
         }
     })
+}
+
+pub(crate) unsafe extern "C" fn make_dev_physpath_alias(
+    _flags: c_int,
+    out: *mut *mut sys::cdev,
+    of: *mut sys::cdev,
+    old: *mut sys::cdev,
+    path: *const c_char,
+) -> c_int {
+    may_sleep("make_dev_physpath_alias");
+    // SAFETY: the module's own path, and its place for the result.
+    let path = unsafe {
+        *out = core::ptr::null_mut();
+        CStr::from_ptr(path).to_string_lossy().into_owned()
+    };
+    let mut devs = DEVS.lock().unwrap();
+    let Some(parent) = devs.iter().find(|d| d.cdev == of).cloned() else {
+        drop(devs);
+        broken("make_dev_physpath_alias of a node that is not there");
+    };
+    if !old.is_null() && !devs.iter().any(|d| d.cdev == old) {
+        drop(devs);
+        broken("make_dev_physpath_alias: the old alias is not there");
+    }
+    let name = format!("{path}/{}", parent.name);
+    if let Some(same) = devs.iter().find(|d| d.cdev == old && d.name == name) {
+        // SAFETY: the caller's place for the result.
+        unsafe { *out = same.cdev };
+        return 0;
+    }
+    devs.retain(|d| d.cdev != old || old.is_null());
+    // SAFETY: plain data; an alias is a cdev of its own.
+    let cdev = Box::into_raw(Box::new(unsafe { core::mem::zeroed::<sys::cdev>() }));
+    // SAFETY: the caller's place for the result.
+    unsafe { *out = cdev };
+    devs.push(Arc::new(Dev {
+        name,
+        cdev,
+        devsw: parent.devsw,
+        parent: Some(parent),
+        state: Mutex::default(),
+        idle: Condvar::new(),
+    }));
+    0
 }
 
 pub(crate) unsafe extern "C" fn destroy_dev_sched_cb(
@@ -300,7 +348,10 @@ pub(crate) unsafe extern "C" fn destroy_dev_sched_cb(
 }
 
 fn destroy(dev: &Arc<Dev>) {
-    DEVS.lock().unwrap().retain(|d| !Arc::ptr_eq(d, dev));
+    let is_child = |d: &Dev| d.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, dev));
+    DEVS.lock()
+        .unwrap()
+        .retain(|d| !Arc::ptr_eq(d, dev) && !is_child(d));
     let mut state = dev.state.lock().unwrap();
     state.gone = true;
     while state.threads != 0 {

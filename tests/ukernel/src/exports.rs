@@ -1,6 +1,6 @@
 //! The kernel's symbol table: what a module can import, and where it is.
 
-use crate::{cam, devfs, kqueue, lock, memory, sysctl, task, thread, user};
+use crate::{cam, devfs, devstat, kqueue, lock, memory, sysctl, task, thread, user};
 use std::ffi::{c_char, c_int, c_void};
 
 unsafe extern "C" {
@@ -31,7 +31,8 @@ pub fn functions() -> Vec<Export> {
         user::{ copyin, copyout }
         task::{ taskqueue_enqueue, taskqueue_drain_all }
         thread::{ eventratecheck, securelevel_gt }
-        devfs::{ destroy_dev_sched_cb, destroy_dev_drain, devfs_set_cdevpriv, devfs_get_cdevpriv }
+        devstat::{ devstat_new_entry, devstat_remove_entry, devstat_start_transaction, devstat_end_transaction, binuptime }
+        devfs::{ make_dev_physpath_alias, destroy_dev_sched_cb, destroy_dev_drain, devfs_set_cdevpriv, devfs_get_cdevpriv }
         kqueue::{ knlist_init_mtx, knlist_destroy, knlist_add, knlist_remove, knote, selrecord, selwakeuppri, seldrain }
         sysctl::{ sysctl_handle_int, sysctl_handle_long }
         cam::{
@@ -39,10 +40,10 @@ pub fn functions() -> Vec<Export> {
             xpt_register_async, xpt_async, xpt_alloc_ccb, xpt_free_ccb, xpt_setup_ccb_flags,
             xpt_merge_ccb, xpt_action, xpt_schedule, xpt_release_ccb,
             periphdriver_register, periphdriver_unregister,
-            cam_periph_alloc, cam_periph_acquire, cam_periph_release, cam_periph_invalidate,
+            cam_periph_alloc, cam_periph_acquire, cam_periph_release, cam_periph_release_locked, cam_periph_invalidate,
             cam_periph_async, cam_periph_getccb, cam_periph_runccb, cam_periph_error,
             cam_periph_mapmem, cam_periph_unmapmem, cam_release_devq,
-            cam_periph_ioctl, cam_compat_ioctl,
+            cam_periph_ioctl, cam_compat_ioctl, xpt_getattr,
         }
     }
     .to_vec();

@@ -22,6 +22,7 @@
 //! | [`user`] | the process's memory: copy(9) |
 //! | [`task`] | taskqueue(9) |
 //! | [`devfs`] | devfs(5): cdevs, opens, cdevpriv(9), ioctl(2), poll(2) |
+//! | [`devstat`] | devstat(9) |
 //! | [`kqueue`] | kqueue(2), knlist(9) |
 //! | [`cam`] | CAM's transport layer and periph library |
 //! | [`disk`] | a SIM with a RAM disk behind it |
@@ -30,6 +31,7 @@
 
 pub mod cam;
 pub mod devfs;
+pub mod devstat;
 pub mod disk;
 pub mod exports;
 pub mod fault;

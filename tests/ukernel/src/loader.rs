@@ -2,7 +2,7 @@
 //! 2 GiB, relocated, and its linker sets are run in the kernel's order.
 
 use crate::{
-    cam, exports, kqueue, memory, sys, sysctl, task,
+    cam, devstat, exports, kqueue, memory, sys, sysctl, task,
     thread::{self, broken},
 };
 use object::{
@@ -128,6 +128,7 @@ impl Module {
         if !zones.is_empty() {
             broken(&format!("zones are left at unload: {zones:?}"));
         }
+        devstat::check_clean();
         run(&self.sysuninits);
         let start = self.arena as usize;
         cam::check_clean(start..start + ARENA);

@@ -92,6 +92,8 @@ tests! {
     edge_triggered_events_come_once_a_completion;
     nobody_is_woken_when_nobody_waits;
     room_to_queue_is_told;
+    the_physical_path_is_an_alias_and_follows_its_change;
+    devstat_counts_what_was_moved;
     camgetpassthru_names_the_pass_device;
     it_stands_in_for_pass_where_there_is_none;
     it_stays_qpass_where_there_is_a_pass;
@@ -867,6 +869,62 @@ fn edge_triggered_events_come_once_a_completion() {
     machine.close(kq);
     machine.close(fd);
     machine.unload(module);
+}
+
+fn the_physical_path_is_an_alias_and_follows_its_change() {
+    let (mut machine, module) = boot(Config::default());
+    assert_eq!(devfs::names(), ["qpass0"]);
+    for path in ["enc0/slot1", "enc0/slot1", "enc0/slot2"] {
+        cam::set_physpath(machine.device(), path);
+        let alias = format!("{path}/qpass0");
+        wait_until("the alias is there", || devfs::exists(&alias));
+        cam::settle();
+        ukernel::task::drain();
+        assert_eq!(devfs::names().len(), 2, "one alias at a time");
+        let fd = machine.open(&format!("/dev/{alias}"), RDWR).expect("open");
+        let mut command = Command::new(&mut machine, 0);
+        command.test_unit_ready();
+        command.send(&mut machine, fd).expect("send");
+        machine.close(fd);
+    }
+    // Changes while the device goes.
+    let device = machine.device().clone();
+    for i in 0..20 {
+        cam::set_physpath(&device, &format!("enc1/slot{i}"));
+    }
+    machine.depart();
+    assert_eq!(devfs::names(), Vec::<String>::new());
+    machine.unload(module);
+}
+
+fn devstat_counts_what_was_moved() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 4096);
+    for _ in 0..3 {
+        command.rw10(true, 0, 8);
+        queue_and_get(&mut machine, fd, &command);
+    }
+    command.rw10(false, 0, 8);
+    queue_and_get(&mut machine, fd, &command);
+    // 36 bytes come of the 4096 that are asked for.
+    command.inquiry(36);
+    command.csio().dxfer_len = 4096;
+    queue_and_get(&mut machine, fd, &command);
+    command.test_unit_ready();
+    queue_and_get(&mut machine, fd, &command);
+    machine.close(fd);
+    let stats = [ukernel::devstat::Stats {
+        name: "qpass0".into(),
+        started: 6,
+        ended: 6,
+        read: 4096 + 36,
+        written: 3 * 4096,
+        no_data: 1,
+    }];
+    assert_eq!(ukernel::devstat::entries(), stats);
+    machine.unload(module);
+    assert_eq!(ukernel::devstat::removed(), stats);
 }
 
 fn room_to_queue_is_told() {
