@@ -83,6 +83,8 @@ struct State {
     order: u64,
     active: usize,
     frozen: usize,
+    /// Releases by XPT_REL_SIMQ of what somebody else had frozen.
+    released_by_users: usize,
     periphs: Vec<usize>,
     physpath: Vec<u8>,
 }
@@ -206,6 +208,11 @@ impl Device {
     fn unfreeze(&self) {
         {
             let mut state = self.state.lock().unwrap();
+            if state.frozen == 0 && state.released_by_users > 0 {
+                // A user's XPT_REL_SIMQ was here first, which CAM lets pass.
+                state.released_by_users -= 1;
+                return;
+            }
             if state.frozen == 0 {
                 drop(state);
                 broken("a device queue is released that is not frozen");
@@ -639,7 +646,12 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             }
             sys::XPT_REL_SIMQ => {
                 // Releases what is frozen, and nothing if nothing is.
-                let frozen = device.state.lock().unwrap().frozen;
+                let mut state = device.state.lock().unwrap();
+                let frozen = state.frozen;
+                if frozen != 0 {
+                    state.released_by_users += 1;
+                }
+                drop(state);
                 if frozen != 0 {
                     device.unfreeze();
                 }

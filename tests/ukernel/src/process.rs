@@ -179,6 +179,11 @@ impl Machine {
         self.plug();
     }
 
+    /// The disk was replaced by somebody else.
+    pub fn replaced(&mut self, device: Arc<Device>, disk: Arc<RamDisk>) {
+        self.disk = Some((device, disk));
+    }
+
     /// Pulls the disk and does not wait.
     ///
     /// # Panics

@@ -100,6 +100,7 @@ tests! {
     many_threads_share_an_open;
     many_opens_share_a_device;
     a_device_pulled_under_load_frees_everything;
+    whatever_happens_nothing_is_left;
     zones_go_with_the_last_open;
     the_console_stays_quiet;
     the_transcript_is_that_of_pass_but_for_the_listed_differences;
@@ -1156,6 +1157,165 @@ fn a_device_pulled_under_load_frees_everything() {
         machine.arrive();
     }
     machine.unload(module);
+}
+
+/// Threads do at random what programs do, while the device comes and goes and
+/// allocations and copies fail. `QPASS_SEED` runs one seed again.
+fn whatever_happens_nothing_is_left() {
+    let seeds: Vec<u64> = match std::env::var("QPASS_SEED") {
+        Ok(seed) => vec![seed.parse().expect("QPASS_SEED is a number")],
+        Err(_) => (1..=6).chain([fastrand::u64(..)]).collect(),
+    };
+    let (mut machine, module) = boot(BUSY);
+    for seed in seeds {
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        sysctl::set("max_requests", random.u64(8..200));
+        let running = AtomicU64::new(5);
+        let shared = &machine;
+        let disk = std::thread::scope(|scope| {
+            for _ in 0..5 {
+                let random = random.fork();
+                let running = &running;
+                scope.spawn(move || {
+                    random_program(shared, random);
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            let mut device = shared.device().clone();
+            let mut disk = None;
+            while running.load(Ordering::SeqCst) != 0 {
+                std::thread::sleep(Duration::from_micros(random.u64(100..4000)));
+                let points = [
+                    &fault::MALLOC,
+                    &fault::GET_CCB,
+                    &fault::COPYIN,
+                    &fault::COPYOUT,
+                ];
+                points[random.usize(..points.len())].arm(random.u32(0..20));
+                if random.u32(..8) == 0 {
+                    cam::detach(&device);
+                    let plugged = ukernel::disk::RamDisk::new("RANDOM", BUSY);
+                    device = cam::attach(device.id, plugged.clone());
+                    disk = Some((device.clone(), plugged));
+                }
+            }
+            for point in [
+                &fault::MALLOC,
+                &fault::GET_CCB,
+                &fault::COPYIN,
+                &fault::COPYOUT,
+            ] {
+                point.arm(0);
+            }
+            disk
+        });
+        if let Some((device, disk)) = disk {
+            machine.replaced(device, disk);
+        }
+        machine.close_all();
+        cam::settle();
+        // An attach may have failed for want of memory: the next one does not.
+        machine.depart();
+        machine.arrive();
+        let fd = machine.open(NODE, RDWR).expect("open after all that");
+        let mut command = Command::new(&mut machine, 4096);
+        command.rw10(false, 0, 8);
+        queue_and_get(&mut machine, fd, &command);
+        machine.close(fd);
+        wait_until("the zones have gone", || memory::zones().is_empty());
+        memory::check_freed();
+    }
+    machine.unload(module);
+}
+
+/// One program: opens and closes, queues good and bad CCBs, reaps, waits.
+fn random_program(machine: &Machine, mut random: fastrand::Rng) {
+    let mut sys = Shared(machine);
+    let mut list = conform::sys::Memory::new(&mut sys, 4096);
+    let mut command = Command::new(&mut sys, 65536);
+    let kq = machine.process().kqueue();
+    let mut fds = Vec::new();
+    for _ in 0..600 {
+        let fd = match fds.len() {
+            0 => -1,
+            n => fds[random.usize(..n)],
+        };
+        match random.u32(..16) {
+            0 | 1 if fds.len() < 3 => {
+                if let Ok(fd) = machine.process().open(NODE, RDWR) {
+                    fds.push(fd);
+                }
+            }
+            2 => {
+                fds.retain(|f| *f != fd);
+                machine.process().close(fd);
+            }
+            3 => {
+                let mut change = event(fd, sys::EV_ADD);
+                if random.bool() {
+                    change.filter = sys::EVFILT_WRITE as i16;
+                }
+                if random.bool() {
+                    change.flags |= sys::EV_CLEAR as u16;
+                }
+                let _ = sys.kevent(kq, &[change], &mut [], 0);
+            }
+            4 => {
+                let _ = sys.kevent(kq, &[], &mut [event(0, 0); 4], random.u32(..2));
+            }
+            5 => {
+                let _ = sys.poll(fd, POLLIN | sys::POLLOUT as i16, random.i32(..2));
+            }
+            6..=9 => {
+                for _ in 0..random.u32(1..6) {
+                    let _ = command.get(&mut sys, fd);
+                }
+            }
+            10 => {
+                random_ccb(&mut random, &mut command, &mut list);
+                let _ = command.send(&mut sys, fd);
+            }
+            _ => {
+                for _ in 0..random.u32(1..6) {
+                    random_ccb(&mut random, &mut command, &mut list);
+                    let _ = command.queue(&mut sys, fd);
+                }
+            }
+        }
+    }
+    for fd in fds {
+        machine.process().close(fd);
+    }
+    machine.process().close(kq);
+}
+
+fn random_ccb(random: &mut fastrand::Rng, command: &mut Command, list: &mut conform::sys::Memory) {
+    let blocks = random.u16(1..128);
+    match random.u32(..8) {
+        0 => command.test_unit_ready(),
+        1 => command.immediate(random.u32(..0xfff)),
+        2 => command.inquiry(random.u8(..)),
+        3 => {
+            command.rw10(false, 0, blocks);
+            let len = usize::from(blocks) * 512;
+            let cut = random.usize(..len);
+            command.list(list, 0, 0, &[cut, len - cut - usize::from(random.bool())]);
+        }
+        _ => command.rw10(random.bool(), random.u32(..20_000), blocks),
+    }
+    if random.u32(..4) == 0 {
+        command.hdr().flags &= !sys::CAM_DEV_QFRZDIS;
+    }
+    if random.u32(..4) == 0 {
+        command.hdr().flags |= sys::CAM_PASS_ERR_RECOVER;
+    }
+    if random.u32(..30) == 0 {
+        command.csio().data_ptr = random.u64(..) as *mut u8;
+    }
+    if random.u32(..30) == 0 {
+        command.hdr().flags = random.u32(..);
+    }
 }
 
 fn zones_go_with_the_last_open() {
