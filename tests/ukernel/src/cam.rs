@@ -8,7 +8,7 @@ use crate::{
     devfs::wait_until,
     fault,
     lock::{self, mtx_assert_owned, mtx_lock, mtx_unlock},
-    memory, sys, task,
+    memory, sys,
     thread::broken,
     user,
 };
@@ -1169,6 +1169,14 @@ unsafe fn run_alloc_queue(periph: *mut sys::cam_periph) {
     }
 }
 
+/// Runs work in a thread like CAM's own "xpt_taskq".
+fn on_xpt_taskq(work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new()
+        .name("xpt_taskq".into())
+        .spawn(work)
+        .expect("a thread");
+}
+
 /// A zeroed CCB without sleeping; when there is none, CAM tries again later.
 unsafe fn get_ccb(periph: *mut sys::cam_periph) -> Option<*mut sys::ccb> {
     let ccb = if fault::GET_CCB.fails() {
@@ -1186,7 +1194,9 @@ unsafe fn get_ccb(periph: *mut sys::cam_periph) -> Option<*mut sys::ccb> {
             doacquire(periph);
             (*periph).flags |= sys::CAM_PERIPH_RUN_TASK;
             let periph = periph as usize;
-            task::enqueue(move || {
+            // CAM has a task queue of its own for this: taskqueue_thread may be
+            // waiting for the very call that waits for this CCB.
+            on_xpt_taskq(move || {
                 let periph = periph as *mut sys::cam_periph;
                 let mtx = mtx_of(periph);
                 mtx_lock(mtx, "xpt_run_allocq_task");

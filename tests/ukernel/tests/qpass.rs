@@ -1217,6 +1217,9 @@ fn whatever_happens_nothing_is_left() {
         cam::settle();
         // An attach may have failed for want of memory: the next one does not.
         machine.depart();
+        wait_until("every periph has gone", || {
+            cam::PERIPHS.load(Ordering::SeqCst) == 0
+        });
         machine.arrive();
         let fd = machine.open(NODE, RDWR).expect("open after all that");
         let mut command = Command::new(&mut machine, 4096);
