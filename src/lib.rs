@@ -7,6 +7,7 @@
 //!
 //! - [`ioctl`]: the ABI, parsed once into Rust types;
 //! - [`limits`]: what an open may have outstanding;
+//! - [`sg`]: which bytes of a transfer are where;
 //! - [`request`]: a CCB of a user's on its way through the kernel;
 //! - [`buffer`]: the kernel memory that its data passes through;
 //! - [`mod@unit`]: the periph of one device, its life and its lock;

@@ -7,8 +7,8 @@
 
 use crate::{
     kpi::{
+        driver::{self, AsyncFn, Driver, pause_ms},
         errno::{EBUSY, ENXIO, Result},
-        periph::{self, AsyncFn, Driver, pause_ms},
         print, shared, tunable,
     },
     unit::{DEVSW, DRIVER, REPLACED},
@@ -124,13 +124,13 @@ pub fn detach_all(callback: AsyncFn) -> Result {
     if closed.is_err() {
         return Err(EBUSY);
     }
-    let result = periph::register_global_async(0, callback)
-        .and_then(|()| periph::async_barrier())
+    let result = driver::register_global_async(0, callback)
+        .and_then(|()| driver::async_barrier())
         .and_then(|()| wait_for_units());
     if result.is_err() {
         STATE.fetch_and(!UNLOADING, Ordering::SeqCst);
         // The units that have gone come back.
-        started(periph::register_global_async(
+        started(driver::register_global_async(
             sys::AC_FOUND_DEVICE,
             callback,
         ));

@@ -8,10 +8,11 @@ use crate::{
         ccb::{self, Ccb, Mapped, OwnCcb, Recovery, StartCcb},
         cdev::{DevSw, Device, Ioctl, Node, Thread},
         devstat::DevStat,
+        driver::{self, Driver, Routines},
         errno::{EINVAL, ENOENT, ENOTTY, ENXIO, EPERM, Result},
         fifo::Fifo,
         knlist::Knote,
-        periph::{self, DeviceCell, Driver, Held, PHYSPATH, Periph, PeriphRef, Routines},
+        periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
         print,
         shared::Shared,
         task::{OnTaskqueueThread, run_later},
@@ -427,7 +428,7 @@ impl Device for Qpass {
 
 /// CAM is up: hear of every device there is, and of every one that comes.
 unsafe extern "C" fn init_entry() {
-    module::started(periph::register_global_async(
+    module::started(driver::register_global_async(
         sys::AC_FOUND_DEVICE,
         async_entry,
     ));
@@ -459,7 +460,7 @@ unsafe extern "C" fn async_entry(
     }
     if code != sys::AC_FOUND_DEVICE {
         // SAFETY: registered with the periph as argument.
-        unsafe { periph::default_async(arg, code, path, data) };
+        unsafe { driver::default_async(arg, code, path, data) };
         return;
     }
     if data.is_null() || module::is_unloading() {

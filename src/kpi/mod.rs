@@ -18,6 +18,8 @@ pub mod cdev;
 #[cfg(not(test))]
 pub mod devstat;
 #[cfg(not(test))]
+pub mod driver;
+#[cfg(not(test))]
 pub mod knlist;
 #[cfg(not(test))]
 pub mod module;
