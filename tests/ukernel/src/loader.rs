@@ -103,15 +103,25 @@ impl Module {
     ///
     /// # Errors
     /// The errno of MOD_QUIESCE or MOD_UNLOAD, and the module, which stays.
-    pub fn unload(mut self) -> Result<(), (c_int, Module)> {
-        for what in [sys::MOD_QUIESCE, sys::MOD_UNLOAD] {
-            let error = event(what);
-            if error != 0 {
-                return Err((error, self));
-            }
+    pub fn unload(self) -> Result<(), (c_int, Module)> {
+        match event(sys::MOD_QUIESCE) {
+            0 => self.unload_by_force(),
+            error => Err((error, self)),
         }
-        self.release();
-        Ok(())
+    }
+
+    /// kldunload -f: the module's word at MOD_QUIESCE does not count.
+    ///
+    /// # Errors
+    /// The errno of MOD_UNLOAD, and the module, which stays.
+    pub fn unload_by_force(mut self) -> Result<(), (c_int, Module)> {
+        match event(sys::MOD_UNLOAD) {
+            0 => {
+                self.release();
+                Ok(())
+            }
+            error => Err((error, self)),
+        }
     }
 
     fn release(&mut self) {
