@@ -145,6 +145,8 @@ fn unload_is_refused_while_open() {
     let fd = machine.open(NODE, RDWR).expect("open");
     let (errno, module) = module.unload().expect_err("refused");
     assert_eq!(errno, EBUSY);
+    let (errno, module) = module.unload_by_force().expect_err("refused");
+    assert_eq!(errno, EBUSY, "by force too");
     // And nothing has changed.
     let mut command = Command::new(&mut machine, 0);
     command.test_unit_ready();
