@@ -225,6 +225,7 @@ impl Operation {
             sys::XPT_NOOP
             | sys::XPT_PATH_INQ
             | sys::XPT_GDEV_TYPE
+            | sys::XPT_GDEVLIST
             | sys::XPT_GDEV_STATS
             | sys::XPT_GET_TRAN_SETTINGS
             | sys::XPT_SET_TRAN_SETTINGS

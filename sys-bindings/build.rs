@@ -99,6 +99,7 @@ const VARIABLES: &[&str] = &[
     "maxphys",
     "CAM_.*",
     "CDAI_.*",
+    "CTS_TYPE_.*",
     "XPT_FC_.*",
     "AC_.*",
     "SF_.*",

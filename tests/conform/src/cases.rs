@@ -69,6 +69,7 @@ cases! {
     a_short_read_into_a_list_leaves_no_stale_byte;
     a_list_is_einval_when_synchronous;
     questions_are_answered_at_once;
+    libcam_can_open_it;
     a_queued_error_comes_with_sense (spares_pass);
     a_short_read_leaves_no_stale_byte;
     the_ccb_comes_back_with_its_own_pointers;
@@ -595,6 +596,40 @@ fn questions_are_answered_at_once(ctx: &mut Ctx<'_>) -> Outcome {
             let status = command.hdr().status & sys::CAM_STATUS_MASK;
             ctx.see(format_args!("{func_code:#x} {status}"));
             expect!("status", status, sys::CAM_REQ_CMP);
+        }
+    }
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// What cam_open_device(3) asks of a pass-through, in its order.
+fn libcam_can_open_it(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 0);
+    command.immediate(sys::XPT_GDEVLIST);
+    let named = ctx
+        .sys
+        .ioctl(fd, sys::QPC_CAMGETPASSTHRU, command.ccb.address());
+    expect!("CAMGETPASSTHRU", named, Ok(()));
+    for func_code in [
+        sys::XPT_GDEVLIST,
+        sys::XPT_PATH_INQ,
+        sys::XPT_GDEV_TYPE,
+        sys::XPT_GET_TRAN_SETTINGS,
+    ] {
+        command.immediate(func_code);
+        if func_code == sys::XPT_GET_TRAN_SETTINGS {
+            command.ccb.ccb_mut().cts.type_ = sys::CTS_TYPE_CURRENT_SETTINGS;
+        }
+        expect!("CAMIOCOMMAND", command.send(ctx.sys, fd), Ok(()));
+        let status = command.hdr().status & sys::CAM_STATUS_MASK;
+        ctx.see(format_args!("{func_code:#x} {status}"));
+        expect!("status", status, sys::CAM_REQ_CMP);
+        if func_code == sys::XPT_GDEVLIST {
+            // SAFETY: plain data.
+            let first = unsafe { command.ccb.ccb().cgdl.periph_name[0] };
+            expect!("a periph is named", first != 0, true);
         }
     }
     command.free(ctx.sys);

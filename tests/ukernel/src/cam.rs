@@ -634,6 +634,26 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             sys::XPT_NOOP | sys::XPT_SET_TRAN_SETTINGS => {
                 (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
             }
+            sys::XPT_GDEVLIST => {
+                let state = device.state.lock().unwrap();
+                let list = &mut (*ccb).cgdl;
+                list.periph_name = [0; 16];
+                list.status = sys::CAM_GDEVLIST_LAST_DEVICE;
+                let index = list.index as usize;
+                if let Some(periph) = state.periphs.get(index) {
+                    let periph = *periph as *mut sys::cam_periph;
+                    let name = CStr::from_ptr((*periph).periph_name).to_bytes();
+                    for (to, from) in list.periph_name.iter_mut().zip(name) {
+                        *to = *from as c_char;
+                    }
+                    list.unit_number = (*periph).unit_number;
+                    list.index += 1;
+                    if index + 1 < state.periphs.len() {
+                        list.status = sys::CAM_GDEVLIST_MORE_DEVS;
+                    }
+                }
+                list.ccb_h.status = sys::CAM_REQ_CMP;
+            }
             sys::XPT_GDEV_STATS => {
                 let state = device.state.lock().unwrap();
                 (*ccb).cgds.dev_active = state.active as i32;
