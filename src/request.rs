@@ -63,31 +63,30 @@ impl Request {
     /// is too long; `ENXIO`: the device is gone.
     pub fn from_user(open: &Shared<Open>, user_ccb: UserPtr) -> Result<ZoneBox<Self>> {
         let charge = Charge::new(&open.queue)?;
-        let zones = open.zones()?;
         let mut ccb = Ccb::zeroed();
+        ccb.copyin(user_ccb)?;
+        let operation = Operation::parse(&ccb.fields())?;
+        let saved = ccb.save();
+        if ccb.has(Field::Scsi) {
+            Self::copyin_cdb(&mut ccb)?;
+        }
+        open.unit()?.longest().check_queued(&operation)?;
         let mut request = ZoneBox::new(Request {
             next: Link::new(),
             open: open.clone(),
-            zones,
-            operation: Operation::NOTHING,
-            saved: ccb.save(),
+            zones: open.zones()?,
+            operation,
             ccb,
+            saved,
             buffers: [None, None],
             charge,
             started: None,
         });
-        request.set_up(user_ccb)?;
+        request.set_up_data()?;
         Ok(request)
     }
 
-    fn set_up(&mut self, user_ccb: UserPtr) -> Result {
-        self.ccb.copyin(user_ccb)?;
-        self.operation = Operation::parse(&self.ccb.fields())?;
-        self.saved = self.ccb.save();
-        if self.is_scsi() {
-            self.copyin_cdb()?;
-        }
-        self.open.unit()?.longest().check_queued(&self.operation)?;
+    fn set_up_data(&mut self) -> Result {
         let transfers = self.operation.transfers;
         let addresses = transfers.map(|t| t.map(|t| self.ccb.data(t.field)));
         self.ccb.clear_virtual();
@@ -98,10 +97,6 @@ impl Request {
             }
         }
         Ok(())
-    }
-
-    fn is_scsi(&self) -> bool {
-        Field::of(self.ccb.hdr().func_code) == [Field::Scsi]
     }
 
     /// Takes kernel memory for a transfer, and has the CCB point at it.
@@ -122,18 +117,19 @@ impl Request {
     }
 
     /// Brings a CDB that is elsewhere into the CCB.
-    fn copyin_cdb(&mut self) -> Result {
-        if usize::from(self.ccb.csio().cdb_len) > sys::IOCDBLEN as usize {
+    fn copyin_cdb(ccb: &mut Ccb) -> Result {
+        let len = usize::from(ccb.csio().cdb_len);
+        if len > sys::IOCDBLEN as usize {
             return Err(EINVAL);
         }
-        if self.ccb.hdr().flags & sys::CAM_CDB_POINTER == 0 {
+        if ccb.hdr().flags & sys::CAM_CDB_POINTER == 0 {
             return Ok(());
         }
-        let (len, from) = (self.ccb.csio().cdb_len, self.ccb.cdb_pointer());
-        let cdb = self.ccb.cdb_bytes_mut();
+        let from = ccb.cdb_pointer();
+        let cdb = ccb.cdb_bytes_mut();
         *cdb = [0; sys::IOCDBLEN as usize];
-        from.copyin(&mut cdb[..usize::from(len)])?;
-        self.ccb.hdr_mut().flags &= !sys::CAM_CDB_POINTER;
+        from.copyin(&mut cdb[..len])?;
+        ccb.hdr_mut().flags &= !sys::CAM_CDB_POINTER;
         Ok(())
     }
 
@@ -170,8 +166,7 @@ impl Request {
     }
 
     /// Hands the data to the process that reaps, and the CCB to its address
-    /// `to`. What fails can be tried
-    /// again: the request is as it was. Sleeps.
+    /// `to`. What fails can be tried again: the request is as it was. Sleeps.
     ///
     /// # Errors
     /// `EFAULT`: the user's buffer or CCB is not writable.

@@ -302,7 +302,7 @@ impl Unit {
         let saved = ccb.save();
         let priority = ioctl::priority(ccb.hdr().pinfo.priority);
         let mut cdb = [0; u8::MAX as usize];
-        if Field::of(ccb.hdr().func_code) == [Field::Scsi] {
+        if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb, &mut cdb)?;
         }
         ccb.clear_physical();

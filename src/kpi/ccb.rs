@@ -86,6 +86,11 @@ impl Ccb {
         self.csio_mut().cdb_io.cdb_ptr = bytes.as_mut_ptr();
     }
 
+    /// Whether the opcode's CCB has that pointer.
+    pub fn has(&self, field: Field) -> bool {
+        Field::of(self.hdr().func_code).contains(&field)
+    }
+
     /// The pointer that names the data of a field, and the count of segments
     /// where there is one.
     fn pointer_mut(&mut self, field: Field) -> (&mut *mut u8, Option<&mut u16>) {
@@ -145,7 +150,7 @@ impl Ccb {
     /// Leaves no physical address of the user's where the device could follow
     /// it.
     pub fn clear_physical(&mut self) {
-        if Field::of(self.hdr().func_code) == [Field::Nvme] {
+        if self.has(Field::Nvme) {
             *self.nvme_addresses() = [0; 24];
         }
     }
@@ -243,12 +248,8 @@ impl Ccb {
     /// the user's pointer carries one of the kernel's.
     pub fn restore(&mut self, saved: &Saved) {
         let done = *self.hdr();
-        let hdr = self.hdr_mut();
-        *hdr = saved.hdr;
-        hdr.status = done.status;
-        hdr.path_id = done.path_id;
-        hdr.target_id = done.target_id;
-        hdr.target_lun = done.target_lun;
+        *self.hdr_mut() = saved.hdr;
+        self.take_outcome(&done);
         for (i, field) in Field::of(saved.hdr.func_code).iter().enumerate() {
             let (pointer, segments) = self.pointer_mut(*field);
             *pointer = saved.pointers[i];
@@ -267,7 +268,12 @@ impl Ccb {
     /// address.
     pub fn take_result(&mut self, from: &Ccb) {
         self.take_payload(from);
-        let (hdr, done) = (self.hdr_mut(), from.hdr());
+        self.take_outcome(from.hdr());
+    }
+
+    /// Takes what a completed CCB's header tells the user.
+    fn take_outcome(&mut self, done: &sys::ccb_hdr) {
+        let hdr = self.hdr_mut();
         hdr.status = done.status;
         hdr.path_id = done.path_id;
         hdr.target_id = done.target_id;

@@ -54,17 +54,15 @@ impl Driver {
     pub fn exists(name: &CStr) -> bool {
         // SAFETY: the topology lock guards the list, which NULL ends; names
         // are NUL-ended.
-        unsafe {
-            sys::xpt_lock_buses();
+        topology(|| unsafe {
             let mut at = sys::periph_drivers;
             let mut found = false;
             while !(*at).is_null() {
                 found |= CStr::from_ptr((**at).driver_name) == name;
                 at = at.add(1);
             }
-            sys::xpt_unlock_buses();
             found
-        }
+        })
     }
 
     /// Changes the name that units and nodes get; before
@@ -111,8 +109,7 @@ impl Driver {
     /// should is left as it is.
     fn forget(&'static self) {
         // SAFETY: the topology lock guards the list, which NULL ends.
-        unsafe {
-            sys::xpt_lock_buses();
+        topology(|| unsafe {
             let mut end = sys::periph_drivers;
             while !(*end).is_null() {
                 end = end.add(1);
@@ -124,37 +121,30 @@ impl Driver {
                     *last = core::ptr::null_mut();
                 }
             }
-            sys::xpt_unlock_buses();
-        }
+        });
     }
 
     /// Whether the driver has no unit left.
     pub fn is_empty(&'static self) -> bool {
         // SAFETY: the topology lock guards the list of units.
-        unsafe {
-            sys::xpt_lock_buses();
-            let empty = (*self.0.get()).units.tqh_first.is_null();
-            sys::xpt_unlock_buses();
-            empty
-        }
+        topology(|| unsafe { (*self.0.get()).units.tqh_first.is_null() })
     }
 
     /// A reference to some unit that is not going yet.
     pub fn first(&'static self) -> Option<PeriphRef> {
         // SAFETY: the topology lock guards the list and the counts; a unit on
         // the list without CAM_PERIPH_INVALID has a count of one at least.
-        unsafe {
-            sys::xpt_lock_buses();
+        topology(|| unsafe {
             let mut periph = (*self.0.get()).units.tqh_first;
             while !periph.is_null() && (*periph).flags & sys::CAM_PERIPH_INVALID != 0 {
                 periph = (*periph).unit_links.tqe_next;
             }
-            if !periph.is_null() {
-                (*periph).refcount += 1;
+            if periph.is_null() {
+                return None;
             }
-            sys::xpt_unlock_buses();
-            (!periph.is_null()).then(|| PeriphRef::from_raw(periph.cast()))
-        }
+            (*periph).refcount += 1;
+            Some(PeriphRef::from_raw(periph.cast()))
+        })
     }
 
     /// cam_periph_alloc(9), in the driver's AC_FOUND_DEVICE callback.
@@ -190,6 +180,18 @@ impl Driver {
             sys::CAM_REQ_CMP | sys::CAM_REQ_INPROG => Ok(()),
             other => Err(other),
         }
+    }
+}
+
+/// Runs `f` with CAM's topology lock, which guards the lists of drivers and of
+/// their units, and the references to them.
+fn topology<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: taken and let go in pairs; no caller holds it.
+    unsafe {
+        sys::xpt_lock_buses();
+        let result = f();
+        sys::xpt_unlock_buses();
+        result
     }
 }
 
