@@ -203,6 +203,11 @@ impl Operation {
                 let (format, transfer) = fields.io(Field::Nvme, true)?;
                 device(format, [transfer, None])
             }
+            // A SIM follows S/G lists here when the flags say so, and CAM does
+            // not look: the user's own bytes would be taken for one.
+            sys::XPT_SMP_IO if fields.flags & sys::CAM_DATA_MASK != sys::CAM_DATA_VADDR => {
+                Err(EINVAL)
+            }
             sys::XPT_SMP_IO => device(
                 Format::Address,
                 [
@@ -450,6 +455,13 @@ mod tests {
         let lens = operation.map(|o| o.transfers.map(|t| t.map(|t| (t.direction, t.len))));
         let wanted = [Some((Direction::Out, 8)), Some((Direction::In, 60))];
         assert_eq!(lens, Ok(wanted));
+        let list = Operation::parse(&Fields {
+            func_code: sys::XPT_SMP_IO,
+            flags: sys::CAM_DATA_SG,
+            lens: [8, 60],
+            ..Fields::default()
+        });
+        assert_eq!(list, Err(EINVAL));
         let negative = Operation::parse(&Fields {
             func_code: sys::XPT_SMP_IO,
             lens: [-1i32 as u64, 0],
