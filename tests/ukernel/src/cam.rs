@@ -11,12 +11,12 @@ use crate::{
     memory, sys,
     thread::broken,
     user,
+    worker::Worker,
 };
 use std::{
-    collections::VecDeque,
     ffi::{CStr, c_char, c_int, c_void},
     sync::{
-        Arc, Condvar, LazyLock, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicPtr, AtomicU32, Ordering},
     },
 };
@@ -318,52 +318,11 @@ struct Event {
     value: usize,
 }
 
-#[derive(Default)]
-struct Events {
-    queue: VecDeque<Event>,
-    busy: bool,
-    started: bool,
-}
-static EVENTS: LazyLock<(Mutex<Events>, Condvar)> = LazyLock::new(Default::default);
-
-fn send_event(event: Event) {
-    let (lock, changed) = &*EVENTS;
-    let mut events = lock.lock().unwrap();
-    if !events.started {
-        events.started = true;
-        std::thread::Builder::new()
-            .name("xpt_async".into())
-            .spawn(run_events)
-            .expect("a thread");
-    }
-    events.queue.push_back(event);
-    changed.notify_all();
-}
-
-fn run_events() {
-    let (lock, changed) = &*EVENTS;
-    let mut events = lock.lock().unwrap();
-    loop {
-        let Some(event) = events.queue.pop_front() else {
-            events.busy = false;
-            changed.notify_all();
-            events = changed.wait(events).unwrap();
-            continue;
-        };
-        events.busy = true;
-        drop(events);
-        handle(event);
-        events = lock.lock().unwrap();
-    }
-}
+static EVENTS: Worker<Event> = Worker::new("xpt_async", handle);
 
 /// Waits until every event has been handled.
 pub fn settle() {
-    let (lock, changed) = &*EVENTS;
-    let mut events = lock.lock().unwrap();
-    while events.busy || !events.queue.is_empty() {
-        events = changed.wait(events).unwrap();
-    }
+    EVENTS.settle();
 }
 
 fn handle(mut event: Event) {
@@ -484,7 +443,7 @@ pub(crate) unsafe extern "C" fn xpt_async(code: u32, path: *mut sys::cam_path, a
         // SAFETY: the caller's struct ac_contract.
         unsafe { core::ptr::copy_nonoverlapping(arg.cast(), data.as_mut_ptr(), data.len()) };
     }
-    send_event(Event {
+    EVENTS.put(Event {
         code,
         device: of(path).device.clone(),
         data,
@@ -515,7 +474,7 @@ pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
         }),
     });
     EDT.devices.lock().unwrap().push(device.clone());
-    send_event(Event {
+    EVENTS.put(Event {
         code: sys::AC_FOUND_DEVICE,
         data: getdev(&device),
         device: device.clone(),
@@ -534,7 +493,7 @@ pub fn detach(device: &Arc<Device>) {
         .lock()
         .unwrap()
         .retain(|d| !Arc::ptr_eq(d, device));
-    send_event(Event {
+    EVENTS.put(Event {
         code: sys::AC_LOST_DEVICE,
         device: device.clone(),
         data: Vec::new(),
@@ -685,7 +644,7 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
 
 /// AC_ADVINFO_CHANGED carries the kind of information in the pointer itself.
 fn tell_physpath(device: &Arc<Device>) {
-    send_event(Event {
+    EVENTS.put(Event {
         code: sys::AC_ADVINFO_CHANGED,
         device: device.clone(),
         data: Vec::new(),
@@ -757,12 +716,7 @@ fn advinfo(device: &Arc<Device>, cdai: &mut sys::ccb_dev_advinfo) {
     }
 }
 
-#[derive(Default)]
-struct DoneQueue {
-    ccbs: VecDeque<usize>,
-    started: bool,
-}
-static DONE: LazyLock<(Mutex<DoneQueue>, Condvar)> = LazyLock::new(Default::default);
+static DONE: Worker<usize> = Worker::new("doneq", complete);
 
 /// xpt_done(9), for a SIM: with `freeze`, the device's queue stops until the
 /// periph has seen the error.
@@ -772,34 +726,11 @@ pub(crate) fn done(ccb: *mut sys::ccb, freeze: bool) {
         // SAFETY: the CCB is the SIM's until now.
         unsafe { (*ccb).ccb_h.status |= sys::CAM_DEV_QFRZN };
     }
-    let (lock, more) = &*DONE;
-    let mut queue = lock.lock().unwrap();
-    if !queue.started {
-        queue.started = true;
-        std::thread::Builder::new()
-            .name("doneq".into())
-            .spawn(run_done)
-            .expect("a thread");
-    }
-    queue.ccbs.push_back(ccb as usize);
-    more.notify_all();
+    DONE.put(ccb as usize);
 }
 
-fn run_done() {
-    let (lock, more) = &*DONE;
-    let mut queue = lock.lock().unwrap();
-    loop {
-        let Some(ccb) = queue.ccbs.pop_front() else {
-            queue = more.wait(queue).unwrap();
-            continue;
-        };
-        drop(queue);
-        complete(ccb as *mut sys::ccb);
-        queue = lock.lock().unwrap();
-    }
-}
-
-fn complete(ccb: *mut sys::ccb) {
+fn complete(ccb: usize) {
+    let ccb = ccb as *mut sys::ccb;
     let device = device_of(ccb);
     // SAFETY: a CCB that the SIM has given back; its path lives until the
     // callback has run.

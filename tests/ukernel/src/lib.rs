@@ -45,5 +45,6 @@ pub mod sysctl;
 pub mod task;
 pub mod thread;
 pub mod user;
+mod worker;
 
 pub use sys_bindings as sys;

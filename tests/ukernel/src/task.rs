@@ -1,10 +1,9 @@
 //! taskqueue(9): `taskqueue_thread`, one thread that may sleep.
 
-use crate::{lock::may_sleep, sys};
+use crate::{lock::may_sleep, sys, worker::Worker};
 use std::{
-    collections::VecDeque,
     ffi::{c_int, c_void},
-    sync::{Condvar, LazyLock, Mutex},
+    sync::Mutex,
 };
 
 enum Job {
@@ -14,83 +13,42 @@ enum Job {
     Work(Box<dyn FnOnce() + Send>),
 }
 
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    started: bool,
-    queued: u64,
-    finished: u64,
-}
-
-static QUEUE: LazyLock<(Mutex<Queue>, Condvar)> = LazyLock::new(Default::default);
-
-fn put(job: Job) {
-    let (lock, changed) = &*QUEUE;
-    let mut queue = lock.lock().unwrap();
-    if !queue.started {
-        queue.started = true;
-        std::thread::Builder::new()
-            .name("taskqueue_thread".into())
-            .spawn(run)
-            .expect("a thread");
-    }
-    queue.jobs.push_back(job);
-    queue.queued += 1;
-    changed.notify_all();
-}
+static QUEUE: Worker<Job> = Worker::new("taskqueue_thread", run);
+/// Guards `ta_pending` of every task.
+static PENDING: Mutex<()> = Mutex::new(());
 
 /// Runs `work` on `taskqueue_thread`.
 pub fn enqueue(work: impl FnOnce() + Send + 'static) {
-    put(Job::Work(Box::new(work)));
+    QUEUE.put(Job::Work(Box::new(work)));
 }
 
-fn run() {
-    let (lock, changed) = &*QUEUE;
-    let mut queue = lock.lock().unwrap();
-    loop {
-        let Some(job) = queue.jobs.pop_front() else {
-            queue = changed.wait(queue).unwrap();
-            continue;
-        };
-        let call = match &job {
-            Job::Task(task) => {
-                let task = *task as *mut sys::task;
-                // SAFETY: queued tasks stay valid until they run; pending is
-                // guarded by the queue's lock.
-                unsafe {
-                    let pending = (*task).ta_pending;
-                    (*task).ta_pending = 0;
-                    Some(((*task).ta_func, (*task).ta_context, pending))
-                }
+fn run(job: Job) {
+    match job {
+        Job::Work(work) => work(),
+        Job::Task(task) => {
+            let task = task as *mut sys::task;
+            // SAFETY: a queued task stays valid until it runs; then it is not
+            // touched again, for it may free itself.
+            unsafe {
+                let (func, context) = ((*task).ta_func, (*task).ta_context);
+                let pending = {
+                    let _pending = PENDING.lock().unwrap();
+                    std::mem::take(&mut (*task).ta_pending)
+                };
+                let Some(func) = func else {
+                    crate::thread::broken("a task without a function");
+                };
+                func(context, c_int::from(pending));
             }
-            Job::Work(_) => None,
-        };
-        drop(queue);
-        match (job, call) {
-            (Job::Work(work), _) => work(),
-            (_, Some((Some(func), context, pending))) => {
-                // SAFETY: the task's own function and context; the task is not
-                // touched again, it may free itself.
-                unsafe { func(context, c_int::from(pending)) };
-            }
-            _ => crate::thread::broken("a task without a function"),
         }
-        may_sleep("end of a task");
-        queue = lock.lock().unwrap();
-        queue.finished += 1;
-        changed.notify_all();
     }
+    may_sleep("end of a task");
 }
 
 /// Waits until what is queued now has run.
 pub fn drain() {
     may_sleep("taskqueue_drain_all");
-    let (lock, changed) = &*QUEUE;
-    let mut queue = lock.lock().unwrap();
-    let until = queue.queued;
-    while queue.finished < until {
-        queue = changed.wait(queue).unwrap();
-    }
+    QUEUE.drain();
 }
 
 pub(crate) unsafe extern "C" fn taskqueue_enqueue(
@@ -98,7 +56,7 @@ pub(crate) unsafe extern "C" fn taskqueue_enqueue(
     task: *mut sys::task,
 ) -> c_int {
     {
-        let _queue = QUEUE.0.lock().unwrap();
+        let _pending = PENDING.lock().unwrap();
         // SAFETY: the module's task, valid until it has run.
         unsafe {
             (*task).ta_pending += 1;
@@ -107,7 +65,7 @@ pub(crate) unsafe extern "C" fn taskqueue_enqueue(
             }
         }
     }
-    put(Job::Task(task as usize));
+    QUEUE.put(Job::Task(task as usize));
     0
 }
 
