@@ -15,7 +15,9 @@ MALLOC_DEFINE(M_QPASS, "qpass", "CAM queued pass-through driver");
 
 u_int qpass_max_requests = 1024;
 u_long qpass_max_bytes = 64UL * 1024 * 1024;
-
+u_int qpass_device_max_requests = 4096;
+u_long qpass_device_max_bytes = 256UL * 1024 * 1024;
+int qpass_allow_paddr = 0;
 int qpass_replace = 0;
 
 SYSCTL_DECL(_kern_cam);
@@ -25,6 +27,18 @@ SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, max_requests, CTLFLAG_RWTUN,
     &qpass_max_requests, 0, "Requests that one open may have outstanding");
 SYSCTL_ULONG(_kern_cam_qpass, OID_AUTO, max_bytes, CTLFLAG_RWTUN,
     &qpass_max_bytes, 0, "Bytes of data that one open may have outstanding");
+SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, device_max_requests, CTLFLAG_RWTUN,
+    &qpass_device_max_requests, 0,
+    "Requests that all opens of a device may have outstanding");
+SYSCTL_ULONG(_kern_cam_qpass, OID_AUTO, device_max_bytes, CTLFLAG_RWTUN,
+    &qpass_device_max_bytes, 0,
+    "Bytes of data that all opens of a device may have outstanding");
+SYSCTL_INT(_kern_cam_qpass, OID_AUTO, allow_paddr, CTLFLAG_RWTUN | CTLFLAG_SECURE,
+    &qpass_allow_paddr, 0, "Take physical addresses from privileged processes");
+
+/* Where a unit's own node goes. */
+struct sysctl_oid_list *qpass_sysctl_children =
+    SYSCTL_STATIC_CHILDREN(_kern_cam_qpass);
 
 static SYSCTL_NODE(_hw, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
     "CAM queued pass-through driver");

@@ -12,27 +12,47 @@ use crate::{
         errno::Result,
         shared::Shared,
         user::UserPtr,
-        zone::{Chunk, Zone},
+        zone::{self, Chunk, Zone},
     },
     request::Request,
+    room::Room,
     sg::{self, Pieces, Segment},
 };
 use core::ffi::CStr;
+use sys_bindings as sys;
 
 /// The size classes in bytes, and what vmstat -z calls their zones.
-const CLASSES: [(usize, &CStr); 5] = [
+const CLASSES: [(usize, &CStr); 7] = [
     (4 << 10, c"qpass_4k"),
     (16 << 10, c"qpass_16k"),
     (64 << 10, c"qpass_64k"),
+    (128 << 10, c"qpass_128k"),
     (256 << 10, c"qpass_256k"),
+    (512 << 10, c"qpass_512k"),
     (1 << 20, c"qpass_1m"),
 ];
 
 /// The largest run of data that one chunk holds, in bytes.
 pub const MAX_CHUNK: u32 = CLASSES[CLASSES.len() - 1].0 as u32;
 
+/// Bytes of chunks that a transfer of `len` bytes takes.
+pub fn footprint(len: u32) -> u64 {
+    u64::from(len / MAX_CHUNK * MAX_CHUNK)
+        + match class_of((len % MAX_CHUNK) as usize) {
+            Some(i) if !len.is_multiple_of(MAX_CHUNK) => CLASSES[i].0 as u64,
+            _ => 0,
+        }
+}
+
+/// The smallest class that holds `len` bytes.
+fn class_of(len: usize) -> Option<usize> {
+    CLASSES.iter().position(|(size, _)| *size >= len)
+}
+
 /// A device's zones.
 pub struct Zones {
+    /// Where their use is counted.
+    room: Shared<Room>,
     requests: Zone,
     classes: [Zone; CLASSES.len()],
 }
@@ -42,11 +62,20 @@ impl Zones {
     ///
     /// # Errors
     /// `ENOMEM`.
-    pub fn create() -> Result<Self> {
+    pub fn create(room: Shared<Room>) -> Result<Self> {
         let class = |i: usize| Zone::create(CLASSES[i].1, CLASSES[i].0);
         Ok(Zones {
-            requests: Zone::create(c"qpass_request", size_of::<Request>())?,
-            classes: [class(0)?, class(1)?, class(2)?, class(3)?, class(4)?],
+            room,
+            requests: Zone::create(c"qpass_request", zone::item_size::<Request>())?,
+            classes: [
+                class(0)?,
+                class(1)?,
+                class(2)?,
+                class(3)?,
+                class(4)?,
+                class(5)?,
+                class(6)?,
+            ],
         })
     }
 }
@@ -67,8 +96,19 @@ enum Chunks {
     },
 }
 
+/// What keeps the data of one transfer where the device finds it.
+pub enum Buffer {
+    /// A copy.
+    Bounce(Bounce),
+    /// Nothing: a privileged process gave the address.
+    Physical,
+    /// A copy of a privileged process's list of addresses.
+    PhysicalList(KVec<Segment>),
+}
+
 /// A copy, in the kernel, of the data of one transfer.
 pub struct Bounce {
+    zones: Shared<Zones>,
     transfer: Transfer,
     /// Where the user has it.
     segments: Segments,
@@ -92,27 +132,27 @@ impl Segments {
         }])
     }
 
-    /// Copies a list of `count` segments in. Sleeps.
-    ///
-    /// # Errors
-    /// `EFAULT`: the list is not readable; `EINVAL`: it is shorter than `len`
-    /// bytes.
-    pub fn copyin(at: UserPtr, count: u16, len: u32) -> Result<Self> {
-        let mut list = KVec::with_capacity(usize::from(count));
-        for _ in 0..count {
-            list.push(Segment::default());
-        }
-        at.copyin_segments(&mut list)?;
-        sg::check(&list, len)?;
-        Ok(Segments::List(list))
-    }
-
     fn as_slice(&self) -> &[Segment] {
         match self {
             Segments::One(one) => one,
             Segments::List(list) => list,
         }
     }
+}
+
+/// Copies a list of `count` segments in. Sleeps.
+///
+/// # Errors
+/// `EFAULT`: the list is not readable; `EINVAL`: it is shorter than `len`
+/// bytes.
+pub fn copyin_list(at: UserPtr, count: u16, len: u32) -> Result<KVec<Segment>> {
+    let mut list = KVec::with_capacity(usize::from(count));
+    for _ in 0..count {
+        list.push(Segment::default());
+    }
+    at.copyin_segments(&mut list)?;
+    sg::check(&list, len)?;
+    Ok(list)
 }
 
 impl Bounce {
@@ -123,7 +163,10 @@ impl Bounce {
     /// # Errors
     /// `EFAULT`: the user's memory is not readable.
     pub fn new(zones: &Shared<Zones>, transfer: Transfer, segments: Segments) -> Result<Self> {
+        let bytes = &zones.room.stats.bounce_bytes;
+        bytes.add(footprint(transfer.len));
         let mut bounce = Bounce {
+            zones: zones.clone(),
             transfer,
             segments,
             chunks: Chunks::take(zones, transfer.len as usize),
@@ -140,7 +183,7 @@ impl Bounce {
         match &self.chunks {
             Chunks::One(chunk) => ccb.set_data(field, chunk.as_ptr()),
             Chunks::Many { list, .. } => {
-                ccb.set_list(field, list.as_ptr().cast(), list.len() as u16);
+                ccb.set_list(field, list, sys::CAM_DATA_SG);
             }
         }
     }
@@ -152,6 +195,7 @@ impl Bounce {
             let to = &mut chunk.bytes_mut()[piece.offset..piece.offset + piece.len];
             UserPtr::new(piece.address as usize).copyin(to)?;
         }
+        self.zones.room.stats.copied(len);
         Ok(())
     }
 
@@ -170,7 +214,16 @@ impl Bounce {
             let from = &chunk.bytes()[piece.offset..piece.offset + piece.len];
             UserPtr::new(piece.address as usize).copyout(from)?;
         }
+        self.zones.room.stats.copied(len);
         Ok(())
+    }
+
+    /// The kernel's copy, where it is in one piece.
+    pub fn as_ptr(&self) -> Option<*mut u8> {
+        match &self.chunks {
+            Chunks::One(chunk) => Some(chunk.as_ptr()),
+            Chunks::Many { .. } => None,
+        }
     }
 
     /// What the transfer was to move.
@@ -179,18 +232,28 @@ impl Bounce {
     }
 }
 
+impl Drop for Bounce {
+    fn drop(&mut self) {
+        let bytes = &self.zones.room.stats.bounce_bytes;
+        bytes.sub(footprint(self.transfer.len));
+    }
+}
+
 impl Chunks {
     fn take(zones: &Shared<Zones>, len: usize) -> Self {
-        let fits = zones.classes.iter().find(|zone| zone.item_size() >= len);
-        if let Some(zone) = fits {
-            return Chunks::One(Chunk::zeroed(zone, len, zones.clone()));
+        let take = |len| {
+            let class = class_of(len).unwrap_or(CLASSES.len() - 1);
+            Chunk::zeroed(&zones.classes[class], len, zones.clone())
+        };
+        let most = MAX_CHUNK as usize;
+        if len <= most {
+            return Chunks::One(take(len));
         }
-        let zone = &zones.classes[CLASSES.len() - 1];
-        let count = len.div_ceil(zone.item_size());
+        let count = len.div_ceil(most);
         let mut chunks = KVec::with_capacity(count);
         let mut list = KVec::with_capacity(count);
-        for at in (0..len).step_by(zone.item_size()) {
-            let chunk = Chunk::zeroed(zone, zone.item_size().min(len - at), zones.clone());
+        for at in (0..len).step_by(most) {
+            let chunk = take(most.min(len - at));
             list.push(Segment {
                 address: chunk.as_ptr() as u64,
                 len: chunk.bytes().len() as u64,

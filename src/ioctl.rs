@@ -58,6 +58,16 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// The one that a CCB's flags give, if any.
+    pub fn of(flags: u32) -> Option<Self> {
+        match flags & sys::CAM_DIR_MASK {
+            sys::CAM_DIR_NONE => None,
+            sys::CAM_DIR_IN => Some(Direction::In),
+            sys::CAM_DIR_OUT => Some(Direction::Out),
+            _ => Some(Direction::Both),
+        }
+    }
+
     /// Whether the device reads what the user wrote.
     pub fn copies_in(self) -> bool {
         self != Direction::In
@@ -84,6 +94,8 @@ pub enum Field {
     SmpResponse,
     /// `cdai.buf`.
     AdvInfo,
+    /// `mmcio.cmd.data->data`, which no CCB names itself.
+    Mmc,
 }
 
 impl Field {
@@ -126,6 +138,18 @@ pub enum Format {
     Address,
     /// CAM_DATA_SG: by the address of a list of so many segments, not 0.
     List(u16),
+    /// CAM_DATA_PADDR: by physical address.
+    Physical,
+    /// CAM_DATA_SG_PADDR: by the (virtual) address of a list of so many
+    /// segments, not 0, whose addresses are physical.
+    PhysicalList(u16),
+}
+
+impl Format {
+    /// Whether the kernel follows addresses that it cannot check.
+    pub fn is_physical(self) -> bool {
+        matches!(self, Format::Physical | Format::PhysicalList(_))
+    }
 }
 
 /// How a CCB is carried out.
@@ -135,6 +159,15 @@ pub enum Route {
     Device,
     /// By CAM, at once.
     Immediate,
+    /// By CAM, later, in a CCB that does not come from the device's own
+    /// (XPT_FC_USER_CCB).
+    UserCcb,
+    /// By aborting another request of the same open, which the CCB names by the
+    /// user's address of that request's CCB.
+    Abort,
+    /// By an MMC device, synchronously; its data is two pointers away, see
+    /// [`mmc`](crate::kpi::mmc).
+    Mmc,
 }
 
 /// What a CCB asks for.
@@ -215,7 +248,16 @@ impl Operation {
                     transfer(Field::SmpResponse, Direction::In, fields.lens[1])?,
                 ],
             ),
-            sys::XPT_RESET_DEV => device(Format::Address, [None, None]),
+            sys::XPT_RESET_DEV
+            | sys::XPT_MMC_SET_TRAN_SETTINGS
+            | sys::XPT_MMC_GET_TRAN_SETTINGS => device(Format::Address, [None, None]),
+            sys::XPT_MMC_IO => Ok(Self::nothing(Route::Mmc)),
+            sys::XPT_ABORT => Ok(Self::nothing(Route::Abort)),
+            sys::XPT_REPROBE_LUN
+            | sys::XPT_ACCEPT_TARGET_IO
+            | sys::XPT_IMMED_NOTIFY
+            | sys::XPT_IMMEDIATE_NOTIFY
+            | sys::XPT_NOTIFY_ACKNOWLEDGE => Ok(Self::nothing(Route::UserCcb)),
             sys::XPT_DEV_ADVINFO => {
                 let direction = if fields.stores {
                     Direction::Both
@@ -232,10 +274,23 @@ impl Operation {
             | sys::XPT_GDEV_TYPE
             | sys::XPT_GDEVLIST
             | sys::XPT_GDEV_STATS
+            | sys::XPT_PATH_STATS
             | sys::XPT_GET_TRAN_SETTINGS
             | sys::XPT_SET_TRAN_SETTINGS
+            | sys::XPT_GET_SIM_KNOB
+            | sys::XPT_SET_SIM_KNOB
+            | sys::XPT_CALC_GEOMETRY
+            | sys::XPT_EN_LUN
+            | sys::XPT_NOTIFY_ACK
             | sys::XPT_REL_SIMQ => Ok(Operation::NOTHING),
             _ => Err(EINVAL),
+        }
+    }
+
+    const fn nothing(route: Route) -> Operation {
+        Operation {
+            route,
+            ..Operation::NOTHING
         }
     }
 
@@ -243,21 +298,13 @@ impl Operation {
     pub fn has_data(&self) -> bool {
         self.transfers.iter().any(Option::is_some)
     }
-
-    /// Whether CAM answers without the device.
-    pub fn is_immediate(&self) -> bool {
-        self.route == Route::Immediate
-    }
 }
 
 impl Fields {
     /// The data of a command that has `dxfer_len` and direction flags.
     fn io(&self, field: Field, lists: bool) -> Result<(Format, Option<Transfer>)> {
-        let direction = match self.flags & sys::CAM_DIR_MASK {
-            sys::CAM_DIR_NONE => return Ok((Format::Address, None)),
-            sys::CAM_DIR_IN => Direction::In,
-            sys::CAM_DIR_OUT => Direction::Out,
-            _ => Direction::Both,
+        let Some(direction) = Direction::of(self.flags) else {
+            return Ok((Format::Address, None));
         };
         let transfer = transfer(field, direction, self.lens[0])?;
         match self.flags & sys::CAM_DATA_MASK {
@@ -265,6 +312,10 @@ impl Fields {
             // As pass(4): a list says how long it is, in bytes and segments.
             sys::CAM_DATA_SG if lists && self.segments != 0 && transfer.is_some() => {
                 Ok((Format::List(self.segments), transfer))
+            }
+            sys::CAM_DATA_PADDR if transfer.is_some() => Ok((Format::Physical, transfer)),
+            sys::CAM_DATA_SG_PADDR if lists && self.segments != 0 && transfer.is_some() => {
+                Ok((Format::PhysicalList(self.segments), transfer))
             }
             _ => Err(EINVAL),
         }
@@ -294,8 +345,11 @@ impl Longest {
     /// SIM takes, for CAM has lists for them; all else is one chunk.
     ///
     /// # Errors
-    /// `EINVAL`.
+    /// `EINVAL`: longer, or an XPT_MMC_IO, which is synchronous as in pass(4).
     pub fn check_queued(self, operation: &Operation) -> Result {
+        if operation.route == Route::Mmc {
+            return Err(EINVAL);
+        }
         for transfer in operation.transfers.iter().flatten() {
             let longest = match transfer.field {
                 Field::Scsi | Field::Nvme => self.device,
@@ -316,7 +370,7 @@ impl Longest {
     /// `E2BIG`; `EINVAL`: a list, or CDAI_FLAG_STORE, which the synchronous
     /// call does not take.
     pub fn check_synchronous(self, operation: &Operation) -> Result {
-        if operation.format != Format::Address {
+        if let Format::List(_) = operation.format {
             return Err(EINVAL);
         }
         for transfer in operation.transfers.iter().flatten() {
@@ -324,10 +378,10 @@ impl Longest {
             if transfer.field == Field::AdvInfo && transfer.direction == Direction::Both {
                 return Err(EINVAL);
             }
-            let longest = if transfer.is_device_io() {
-                self.device.min(self.chunk)
-            } else {
-                self.chunk
+            let longest = match (transfer.is_device_io(), operation.format.is_physical()) {
+                (true, true) => self.device,
+                (true, false) => self.device.min(self.chunk),
+                (false, _) => self.chunk,
             };
             if transfer.len > longest {
                 return Err(E2BIG);
@@ -383,8 +437,8 @@ mod tests {
 
     #[test]
     fn opcodes_that_carry_kernel_addresses_are_refused() {
-        // A callback, and a CCB of the kernel's.
-        for func_code in [sys::XPT_SASYNC_CB, sys::XPT_ABORT] {
+        // A callback; a CCB of the kernel's; a bus's debugging, which prints.
+        for func_code in [sys::XPT_SASYNC_CB, sys::XPT_TERM_IO, sys::XPT_DEBUG] {
             assert_eq!(opcode(func_code), Err(EINVAL));
         }
     }
@@ -399,13 +453,35 @@ mod tests {
         ] {
             assert_eq!(scsi(sys::CAM_DIR_NONE | flag, 0), Err(EINVAL));
         }
-        for format in [
-            sys::CAM_DATA_PADDR,
-            sys::CAM_DATA_SG_PADDR,
-            sys::CAM_DATA_BIO,
-        ] {
-            assert_eq!(scsi(sys::CAM_DIR_IN | format, 512), Err(EINVAL));
-        }
+        assert_eq!(scsi(sys::CAM_DIR_IN | sys::CAM_DATA_BIO, 512), Err(EINVAL));
+    }
+
+    #[test]
+    fn physical_addresses_are_told_from_others() {
+        let format = |format, len| scsi(sys::CAM_DIR_IN | format, len).map(|o| o.format);
+        assert_eq!(format(sys::CAM_DATA_PADDR, 512), Ok(Format::Physical));
+        assert_eq!(format(sys::CAM_DATA_PADDR, 0), Err(EINVAL));
+        // No segment.
+        assert_eq!(format(sys::CAM_DATA_SG_PADDR, 512), Err(EINVAL));
+        assert!(Format::Physical.is_physical() && Format::PhysicalList(1).is_physical());
+        assert!(!Format::Address.is_physical() && !Format::List(1).is_physical());
+    }
+
+    #[test]
+    fn each_route_is_an_opcodes() {
+        let route = |func_code| opcode(func_code).map(|o| o.route);
+        assert_eq!(route(sys::XPT_SCSI_IO), Ok(Route::Device));
+        assert_eq!(route(sys::XPT_CALC_GEOMETRY), Ok(Route::Immediate));
+        assert_eq!(route(sys::XPT_REPROBE_LUN), Ok(Route::UserCcb));
+        assert_eq!(route(sys::XPT_ABORT), Ok(Route::Abort));
+        assert_eq!(route(sys::XPT_MMC_IO), Ok(Route::Mmc));
+        let longest = Longest {
+            device: 512,
+            chunk: 512,
+        };
+        let mmc = opcode(sys::XPT_MMC_IO).unwrap();
+        assert_eq!(longest.check_queued(&mmc), Err(EINVAL));
+        assert_eq!(longest.check_synchronous(&mmc), Ok(()));
     }
 
     #[test]

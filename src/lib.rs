@@ -6,13 +6,14 @@
 //! The rooms, in the order in which a request meets them:
 //!
 //! - [`ioctl`]: the ABI, parsed once into Rust types;
-//! - [`limits`]: what an open may have outstanding;
+//! - [`limits`] and [`room`]: what an open and a device may have outstanding;
 //! - [`sg`]: which bytes of a transfer are where;
 //! - [`request`]: a CCB of a user's on its way through the kernel;
 //! - [`buffer`]: the kernel memory that its data passes through;
 //! - [`mod@unit`]: the periph of one device, its life and its lock;
 //! - [`queue`]: the completions of one open;
 //! - [`notify`]: kqueue(2) and poll(2);
+//! - [`stats`]: the counters of one device;
 //! - [`module`]: load and unload.
 //!
 //! Below them, [`kpi`] wraps the kernel; above it there is no `unsafe` but
@@ -20,19 +21,33 @@
 //!
 //! # Locks
 //!
-//! | lock | guards | taken under |
-//! | --- | --- | --- |
-//! | CAM device lock | a unit's requests that wait for a CCB, its node and zones | nothing |
-//! | `qpass queue` | an open's completions, its knotes | the CAM device lock, or nothing |
+//! In their order: a lock is taken under those above it only.
 //!
-//! Neither is held over a copy from or to a process, or an allocation that may
-//! sleep.
+//! | lock | one for each | guards | taken for |
+//! | --- | --- | --- | --- |
+//! | XPT topology | kernel | CAM's lists of drivers and their units | load, unload |
+//! | CAM device | device | what waits for a CCB, which CCB is under way, the node, the zones, submitted and completed | every call into CAM |
+//! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ | submit, complete, reap, kevent |
+//! | `qpass room` | device | the knotes of EVFILT_WRITE | a freed request, once somebody asked for room |
+//!
+//! The topology lock is never held together with another of these. What is
+//! taken under the last two is the kernel's own, of kqueue(2) and select(2).
+//!
+//! Counters, limits and marks that need no more are atomics: an open's and a
+//! device's account, [`stats::Stats`], the module's uses.
+//!
+//! No lock is held over a copy from or to a process, or over an allocation
+//! that may sleep, or when a request is freed; and none of a device or the
+//! kernel over a wake-up. A completion that somebody waits for drops the
+//! device lock, wakes, and takes it again; where nobody waits it is not
+//! dropped. The user-mode kernel stops at the first breach of any of this.
 #![no_std]
 
 pub mod ioctl;
 pub mod kpi;
 pub mod limits;
 pub mod sg;
+pub mod stats;
 
 #[cfg(not(test))]
 pub mod buffer;
@@ -44,5 +59,7 @@ pub mod notify;
 pub mod queue;
 #[cfg(not(test))]
 pub mod request;
+#[cfg(not(test))]
+pub mod room;
 #[cfg(not(test))]
 pub mod unit;

@@ -1,4 +1,4 @@
-//! What an open may have outstanding: requests, and bytes of data in them.
+//! What an open, or a device, may have outstanding: requests, and bytes of data in them.
 //!
 //! Counts go up before anything is allocated and come down when the last of it
 //! is freed, so they bound kernel memory, not intentions.
@@ -51,14 +51,20 @@ impl Account {
 
     /// Takes one request and its bytes off.
     pub fn release(&self, bytes: u64) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        // Before the look at who waits for room: see Queue::watch_room.
+        self.release_bytes(bytes);
+        // Before the look at who waits for room: see Room::watch.
         self.requests.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Requests outstanding.
-    pub fn requests(&self) -> u32 {
-        self.requests.load(Ordering::SeqCst)
+    /// Takes bytes off.
+    pub fn release_bytes(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Requests that are let through before the limit is reached.
+    pub fn free_requests(&self, limits: Limits) -> u32 {
+        let now = self.requests.load(Ordering::SeqCst);
+        limits.requests.saturating_sub(now)
     }
 }
 
@@ -78,7 +84,7 @@ mod tests {
             assert_eq!(account.add_request(LIMITS), Ok(()));
         }
         assert_eq!(account.add_request(LIMITS), Err(EAGAIN));
-        assert_eq!(account.requests(), 3);
+        assert_eq!(account.free_requests(LIMITS), 0);
         account.release(0);
         assert_eq!(account.add_request(LIMITS), Ok(()));
     }

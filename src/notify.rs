@@ -8,8 +8,8 @@ use crate::{
     kpi::{
         cdev::Thread,
         errno::{EINVAL, Result},
-        knlist::{Filter, KnList, Knote, Readiness, Watched},
-        mutex::{Guard, Mutex},
+        knlist::{Filter, KnList, Knote, Readiness},
+        mutex::Mutex,
         shared::Shared,
     },
     queue::{Queue, State},
@@ -17,20 +17,14 @@ use crate::{
 use core::ffi::c_int;
 use sys_bindings as sys;
 
-impl Watched for Queue {
-    type State = State;
-    fn state(&self) -> &Mutex<State> {
-        &self.state
-    }
-}
-
 /// EVFILT_READ.
 struct Readable;
 
 impl Filter for Readable {
     type Object = Queue;
-    fn knotes(queue: &Queue) -> &KnList {
-        &queue.readers
+    type State = State;
+    fn knotes(queue: &Queue) -> (&KnList, &Mutex<State>) {
+        (&queue.readers, &queue.state)
     }
     fn ready(_queue: &Queue, state: &State) -> Readiness {
         Readiness {
@@ -45,31 +39,23 @@ struct Writable;
 
 impl Filter for Writable {
     type Object = Queue;
-    fn knotes(queue: &Queue) -> &KnList {
-        &queue.writers
+    type State = ();
+    fn knotes(queue: &Queue) -> (&KnList, &Mutex<()>) {
+        (&queue.room.writers, &queue.room.lock)
     }
-    fn ready(queue: &Queue, state: &State) -> Readiness {
+    fn ready(queue: &Queue, _state: &()) -> Readiness {
         Readiness {
             data: i64::from(queue.free_requests()),
-            eof: state.closed,
+            eof: queue.is_closed(),
         }
     }
 }
 
-/// Tells who waits that the queue has changed.
-pub fn wake(queue: &Queue, state: Guard<'_, State>) {
-    queue.readers.notify(&state);
-    if state.closed {
-        queue.writers.notify(&state);
-    }
-    drop(state);
-    queue.select.wakeup();
-}
-
-/// Tells who waits that there is room for a request again.
-pub fn wake_writers(queue: &Queue) {
+/// Tells who waits that an open has a completion, or is closed. No lock may be
+/// held.
+pub fn wake(queue: &Queue) {
     let state = queue.state.lock();
-    queue.writers.notify(&state);
+    queue.readers.notify(&state);
     drop(state);
     queue.select.wakeup();
 }
@@ -84,7 +70,8 @@ pub fn poll(queue: &Queue, events: c_int, thread: Thread<'_>) -> c_int {
     queue.select.record(thread);
     let mut ready = 0;
     if events & WRITE != 0 {
-        queue.watch_room();
+        queue.room.watch();
+        queue.room.select.record(thread);
         if queue.free_requests() != 0 {
             ready |= events & WRITE;
         }
@@ -103,7 +90,7 @@ pub fn kqfilter(queue: &Shared<Queue>, knote: Knote<'_>) -> Result {
     match knote.filter() {
         sys::EVFILT_READ => knote.attach::<Readable>(queue.clone()),
         sys::EVFILT_WRITE => {
-            queue.watch_room();
+            queue.room.watch();
             knote.attach::<Writable>(queue.clone());
         }
         _ => return Err(EINVAL),

@@ -10,17 +10,20 @@ use crate::{
         errno::{ENXIO, Result},
         fifo::Fifo,
         knlist::KnList,
+        list::List,
         mutex::Mutex,
-        periph::{Periph, PeriphRef},
+        periph::{Held, Periph, PeriphRef},
         selinfo::SelInfo,
         shared::Shared,
         tunable,
+        user::UserPtr,
         zone::ZoneBox,
     },
     limits::{Account, Limits},
     module::Use,
     notify,
-    request::Request,
+    request::{Request, Ticket},
+    room::Room,
     unit::Unit,
 };
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +32,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 pub struct State {
     /// Completed, in order, and not reaped yet.
     pub done: Fifo<ZoneBox<Request>>,
+    /// Every request of the open that has been taken and not reaped, wherever
+    /// it is.
+    outstanding: List<Ticket>,
     /// The file is closed, or the device has gone: nobody reaps any more.
     pub closed: bool,
 }
@@ -37,77 +43,133 @@ pub struct State {
 pub struct Queue {
     // Before the lock: a knlist goes before the mutex that it uses.
     pub(crate) readers: KnList,
-    pub(crate) writers: KnList,
     pub(crate) select: SelInfo,
     pub(crate) state: Mutex<State>,
+    /// `closed`, for who does not have the lock.
+    is_closed: AtomicBool,
     account: Account,
-    /// Somebody has asked for room to queue: freed requests are told.
-    room_is_watched: AtomicBool,
+    /// What the device has room for.
+    pub room: Shared<Room>,
     _use: Use,
 }
 
+/// What a completion leaves to do when no lock is held: dropping it does it.
+#[must_use]
+pub struct Afterwards {
+    wake: Option<Shared<Queue>>,
+    /// Nobody reaps it any more.
+    _refused: Option<ZoneBox<Request>>,
+}
+
+impl Afterwards {
+    /// Whether there is something to do.
+    pub fn is_something(&self) -> bool {
+        self.wake.is_some() || self._refused.is_some()
+    }
+}
+
+impl Drop for Afterwards {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.wake {
+            notify::wake(queue);
+        }
+    }
+}
+
 impl Queue {
-    fn new(module_use: Use) -> Self {
+    fn new(module_use: Use, room: Shared<Room>) -> Self {
         let state = Mutex::new(
             c"qpass queue",
             State {
                 done: Fifo::new(),
+                outstanding: List::new(),
                 closed: false,
             },
         );
         Queue {
             readers: KnList::new(&state),
-            writers: KnList::new(&state),
-            room_is_watched: AtomicBool::new(false),
             select: SelInfo::empty(),
             state,
+            is_closed: AtomicBool::new(false),
             account: Account::default(),
+            room,
             _use: module_use,
         }
     }
 
-    /// Takes a completed request, and tells who waits. Nobody waits after
-    /// close: the request is freed.
+    /// Makes a request known, before it is on its way.
+    pub fn admit(&self, request: &ZoneBox<Request>) {
+        self.state.lock().outstanding.insert(request);
+    }
+
+    /// Takes a completed request. Nobody waits after close: it is freed.
     ///
     /// One that could not be handed over comes back the same way, behind the
     /// others: a buffer that is gone for good does not block them.
-    pub fn complete(&self, request: ZoneBox<Request>) {
-        let mut state = self.state.lock();
+    pub fn complete(this: &Shared<Self>, request: ZoneBox<Request>) -> Afterwards {
+        let mut state = this.state.lock();
         if state.closed {
-            drop(state);
-            drop(request);
-            return;
+            state.outstanding.remove(&request);
+            return Afterwards {
+                wake: None,
+                _refused: Some(request),
+            };
+        }
+        if !request.is_known() {
+            state.outstanding.insert(&request);
         }
         state.done.push(request);
-        notify::wake(self, state);
+        let watched = !this.readers.is_empty(&state) || this.select.is_recorded();
+        Afterwards {
+            wake: watched.then(|| this.clone()),
+            _refused: None,
+        }
     }
 
     /// The oldest completion.
     pub fn take(&self) -> Option<ZoneBox<Request>> {
-        self.state.lock().done.pop()
+        let mut state = self.state.lock();
+        let request = state.done.pop()?;
+        state.outstanding.remove(&request);
+        Some(request)
+    }
+
+    /// Takes what is known of a request off the list.
+    pub fn forget(&self, request: &ZoneBox<Request>) {
+        self.state.lock().outstanding.remove(request);
+    }
+
+    /// What the first request of the open that came with the CCB at `user_ccb`
+    /// and that `look` has an answer for answers.
+    pub fn find<R>(&self, user_ccb: UserPtr, look: impl Fn(&Ticket) -> Option<R>) -> Option<R> {
+        let state = self.state.lock();
+        let mut tickets = state.outstanding.iter();
+        tickets
+            .by_ref()
+            .filter(|ticket| ticket.user_ccb == user_ccb)
+            .find_map(look)
     }
 
     /// Whether nobody reaps any more.
     pub fn is_closed(&self) -> bool {
-        self.state.lock().closed
+        self.is_closed.load(Ordering::SeqCst)
     }
 
     fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
+        self.is_closed.store(true, Ordering::SeqCst);
         let done = state.done.take();
-        notify::wake(self, state);
+        drop(state);
+        notify::wake(self);
+        self.room.tell_all();
         drop(done);
     }
 
-    /// Requests that may be queued before the limit is reached.
+    /// Requests that may be queued before a limit is reached.
     pub fn free_requests(&self) -> u32 {
-        tunable::max_requests().saturating_sub(self.account.requests())
-    }
-
-    /// From now on, room is told when there is some.
-    pub fn watch_room(&self) {
-        self.room_is_watched.store(true, Ordering::SeqCst);
+        let own = self.account.free_requests(Queue::limits());
+        own.min(self.room.account().free_requests(Room::limits()))
     }
 
     fn limits() -> Limits {
@@ -118,7 +180,8 @@ impl Queue {
     }
 }
 
-/// A request's place in its open's limits, given back when it is dropped.
+/// A request's place in its open's limits and its device's, given back when it
+/// is dropped, with no lock held.
 pub struct Charge {
     queue: Shared<Queue>,
     bytes: u64,
@@ -129,6 +192,10 @@ impl Charge {
     /// `EAGAIN`.
     pub fn new(queue: &Shared<Queue>) -> Result<Self> {
         queue.account.add_request(Queue::limits())?;
+        if let Err(errno) = queue.room.account().add_request(Room::limits()) {
+            queue.account.release(0);
+            return Err(errno);
+        }
         Ok(Charge {
             queue: queue.clone(),
             bytes: 0,
@@ -139,6 +206,11 @@ impl Charge {
     /// `EAGAIN`.
     pub fn add_bytes(&mut self, bytes: u64) -> Result {
         self.queue.account.add_bytes(bytes, Queue::limits())?;
+        let room = self.queue.room.account();
+        if let Err(errno) = room.add_bytes(bytes, Room::limits()) {
+            self.queue.account.release_bytes(bytes);
+            return Err(errno);
+        }
         self.bytes += bytes;
         Ok(())
     }
@@ -147,9 +219,8 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.queue.account.release(self.bytes);
-        if self.queue.room_is_watched.load(Ordering::SeqCst) {
-            notify::wake_writers(&self.queue);
-        }
+        self.queue.room.account().release(self.bytes);
+        self.queue.room.tell();
     }
 }
 
@@ -168,9 +239,10 @@ impl Open {
     pub fn new(periph: PeriphRef, module_use: Use) -> Result<Shared<Self>> {
         let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
         unit.opened(&mut periph.lock())?;
+        let room = unit.room().clone();
         Ok(Shared::new(Open {
             periph,
-            queue: Shared::new(Queue::new(module_use)),
+            queue: Shared::new(Queue::new(module_use, room)),
         }))
     }
 
@@ -199,7 +271,11 @@ impl Open {
     /// what is done is freed, and what is sent is freed when it completes.
     pub fn close(this: &Shared<Self>) {
         if let Ok(unit) = this.unit() {
-            drop(unit.cancel_queued(&mut this.periph.lock(), this));
+            let mut held = this.periph.lock();
+            let cancelled = unit.cancel_queued(&mut held, this);
+            // Freed with no lock held.
+            drop::<Held>(held);
+            drop(cancelled);
         }
         this.queue.close();
     }

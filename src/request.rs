@@ -13,14 +13,18 @@
 //! Dropping it in any state gives back its memory and its place in the limits.
 
 use crate::{
-    buffer::{Bounce, Segments, Zones},
-    ioctl::{self, Direction, Field, Format, Operation, Transfer},
+    buffer::{self, Bounce, Buffer, Segments, Zones},
+    ioctl::{self, Direction, Field, Format, Operation, Route, Transfer},
     kpi::{
-        ccb::{Ccb, Saved},
+        alloc::KVec,
+        ccb::{Ccb, Saved, Sent},
+        cdev::Thread,
         devstat::{Moved, Started},
-        errno::{EINVAL, Result},
+        errno::{EINVAL, EPERM, Result},
         fifo::Link,
+        list::{Links, Node},
         shared::Shared,
+        tunable,
         user::UserPtr,
         zone::{ZoneBox, ZoneItem},
     },
@@ -38,13 +42,34 @@ pub struct Request {
     /// The private copy, and the CCB itself for an immediate operation.
     pub ccb: Ccb,
     saved: Saved,
-    buffers: [Option<Bounce>; 2],
+    buffers: [Option<Buffer>; 2],
     charge: Charge,
     /// When it was sent.
     pub started: Option<Started>,
 }
 
+/// What the open knows of a request, wherever it is.
+pub struct Ticket {
+    links: Links<Ticket>,
+    /// The user's address of the CCB, which names the request.
+    pub user_ccb: UserPtr,
+    /// The CCB that CAM has, while it has it.
+    pub sent: Sent,
+}
+
+impl Node for Ticket {
+    fn links(&self) -> &Links<Self> {
+        &self.links
+    }
+}
+
 impl ZoneItem for Request {
+    type Known = Ticket;
+    fn leave(item: &ZoneBox<Self>) {
+        if item.is_known() {
+            item.open.queue.forget(item);
+        }
+    }
     type Keeper = Shared<Zones>;
     fn keeper(&self) -> Shared<Zones> {
         self.zones.clone()
@@ -58,20 +83,26 @@ impl Request {
     /// Copies a user's CCB and its data in. Sleeps.
     ///
     /// # Errors
-    /// `EAGAIN`: the open is at its limits; `EFAULT`: a bad pointer; `EINVAL`,
-    /// `ENODEV`: see [`Operation::parse`]; `EINVAL`: the CDB or the transfer
-    /// is too long; `ENXIO`: the device is gone.
-    pub fn from_user(open: &Shared<Open>, user_ccb: UserPtr) -> Result<ZoneBox<Self>> {
+    /// `EAGAIN`: the open or the device is at its limits; `EFAULT`: a bad
+    /// pointer; `EINVAL`, `ENODEV`: see [`Operation::parse`]; `EPERM`: see
+    /// [`check_physical`](Self::check_physical); `EINVAL`: the CDB or the
+    /// transfer is too long; `ENXIO`: the device is gone.
+    pub fn from_user(
+        open: &Shared<Open>,
+        user_ccb: UserPtr,
+        thread: Thread<'_>,
+    ) -> Result<ZoneBox<Self>> {
         let charge = Charge::new(&open.queue)?;
         let mut ccb = Ccb::zeroed();
         ccb.copyin(user_ccb)?;
         let operation = Operation::parse(&ccb.fields())?;
+        Self::check_physical(&operation, thread)?;
         let saved = ccb.save();
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(&mut ccb)?;
         }
         open.unit()?.longest().check_queued(&operation)?;
-        let mut request = ZoneBox::new(Request {
+        let request = Request {
             next: Link::new(),
             open: open.clone(),
             zones: open.zones()?,
@@ -81,9 +112,32 @@ impl Request {
             buffers: [None, None],
             charge,
             started: None,
-        });
+        };
+        let ticket = Ticket {
+            links: Links::new(),
+            user_ccb,
+            sent: Sent::none(),
+        };
+        let mut request = ZoneBox::new(request, ticket);
         request.set_up_data()?;
         Ok(request)
+    }
+
+    /// Physical addresses are for whoever may write kernel memory anyway, and
+    /// only where the administrator says so.
+    ///
+    /// # Errors
+    /// `EPERM`: `kern.cam.qpass.allow_paddr` is 0, or the thread lacks
+    /// PRIV_KMEM_WRITE, or the securelevel is above 0.
+    pub fn check_physical(operation: &Operation, thread: Thread<'_>) -> Result {
+        if !operation.format.is_physical() {
+            return Ok(());
+        }
+        if !tunable::allow_paddr() {
+            return Err(EPERM);
+        }
+        thread.priv_check(sys::PRIV_KMEM_WRITE)?;
+        thread.securelevel_gt(0)
     }
 
     fn set_up_data(&mut self) -> Result {
@@ -93,27 +147,46 @@ impl Request {
         self.ccb.clear_physical();
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
-                self.buffers[i] = Some(self.bounce(transfer, at)?);
+                self.buffers[i] = Some(self.buffer(transfer, at)?);
             }
         }
         Ok(())
     }
 
-    /// Takes kernel memory for a transfer, and has the CCB point at it.
-    fn bounce(&mut self, transfer: Transfer, at: UserPtr) -> Result<Bounce> {
-        self.charge.add_bytes(u64::from(transfer.len))?;
-        let segments = match self.operation.format {
-            Format::Address => Segments::one(at, transfer.len),
+    /// Has the CCB point at what the device shall move.
+    fn buffer(&mut self, transfer: Transfer, at: UserPtr) -> Result<Buffer> {
+        let field = transfer.field;
+        match self.operation.format {
+            Format::Address => self.bounce(transfer, Segments::one(at, transfer.len)),
             Format::List(count) => {
-                // The list is kernel memory too.
-                self.charge
-                    .add_bytes(u64::from(count) * size_of::<Segment>() as u64)?;
-                Segments::copyin(at, count, transfer.len)?
+                let list = self.copyin_list(at, count, transfer.len)?;
+                self.bounce(transfer, Segments::List(list))
             }
-        };
+            Format::Physical => {
+                self.ccb.set_physical(field, at);
+                Ok(Buffer::Physical)
+            }
+            Format::PhysicalList(count) => {
+                let list = self.copyin_list(at, count, transfer.len)?;
+                self.ccb.set_list(field, &list, sys::CAM_DATA_SG_PADDR);
+                Ok(Buffer::PhysicalList(list))
+            }
+        }
+    }
+
+    /// Takes kernel memory for a transfer, and has the CCB point at it.
+    fn bounce(&mut self, transfer: Transfer, segments: Segments) -> Result<Buffer> {
+        self.charge.add_bytes(buffer::footprint(transfer.len))?;
         let bounce = Bounce::new(&self.zones, transfer, segments)?;
         bounce.attach(&mut self.ccb);
-        Ok(bounce)
+        Ok(Buffer::Bounce(bounce))
+    }
+
+    /// Copies a list in, which is kernel memory too.
+    fn copyin_list(&mut self, at: UserPtr, count: u16, len: u32) -> Result<KVec<Segment>> {
+        let bytes = u64::from(count) * size_of::<Segment>() as u64;
+        self.charge.add_bytes(bytes)?;
+        buffer::copyin_list(at, count, len)
     }
 
     /// Brings a CDB that is elsewhere into the CCB.
@@ -133,9 +206,9 @@ impl Request {
         Ok(())
     }
 
-    /// Whether CAM answers without the device.
-    pub fn is_immediate(&self) -> bool {
-        self.operation.is_immediate()
+    /// How it is carried out.
+    pub fn route(&self) -> Route {
+        self.operation.route
     }
 
     /// The priority that it is scheduled with.
@@ -172,10 +245,19 @@ impl Request {
     /// `EFAULT`: the user's buffer or CCB is not writable.
     pub fn reap(&mut self, to: UserPtr) -> Result {
         for buffer in self.buffers.iter().flatten() {
-            buffer.copyout(self.ccb.moved(buffer.transfer()))?;
+            if let Buffer::Bounce(bounce) = buffer {
+                bounce.copyout(self.ccb.moved(bounce.transfer()))?;
+            }
         }
         // A second try restores what is restored already.
         self.ccb.restore(&self.saved);
         to.copyout(self.ccb.bytes())
+    }
+}
+
+impl ZoneBox<Request> {
+    /// Whether its open knows of it.
+    pub fn is_known(&self) -> bool {
+        self.known().links.is_linked()
     }
 }

@@ -2,25 +2,30 @@
 //! to its last reference.
 
 use crate::{
-    buffer::{MAX_CHUNK, Zones},
-    ioctl::{self, Field, Longest, Operation},
+    buffer::{self, Bounce, MAX_CHUNK, Segments, Zones},
+    ioctl::{self, Field, Format, Longest, Operation, Route, Transfer},
     kpi::{
         ccb::{self, Ccb, Mapped, OwnCcb, Recovery, StartCcb},
         cdev::{DevSw, Device, Ioctl, Node, Thread},
         devstat::DevStat,
         driver::{self, Driver, Routines},
-        errno::{EINVAL, ENOENT, ENOTTY, ENXIO, EPERM, Result},
+        errno::{E2BIG, EINVAL, ENOENT, ENOTTY, ENXIO, EPERM, Result},
         fifo::Fifo,
         knlist::Knote,
+        mmc::{self, MmcData},
         periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
         print,
         shared::Shared,
+        sysctl::{Number, Tree},
         task::{OnTaskqueueThread, run_later},
+        user::UserPtr,
         zone::ZoneBox,
     },
     module, notify,
-    queue::Open,
+    queue::{Open, Queue},
     request::Request,
+    room::Room,
+    stats::Outcome,
 };
 use core::{
     ffi::{CStr, c_int, c_void},
@@ -50,6 +55,8 @@ static ROUTINES: Routines = Routines {
 pub struct Unit {
     maxio: u32,
     devstat: DevStat,
+    room: Shared<Room>,
+    _sysctls: Tree<Room>,
     state: DeviceCell<State>,
 }
 
@@ -108,9 +115,13 @@ impl Unit {
             0 => sys::DFLTPHYS,
             maxio => maxio,
         };
-        // devstat_new_entry(9) sleeps.
-        let devstat =
-            held.unlocked(|| DevStat::new(DRIVER.name(), periph.unit_number(), inq.devstat_type));
+        let number = periph.unit_number();
+        let (devstat, room, sysctls) = held.unlocked(|| {
+            let room = Shared::new(Room::new());
+            let sysctls = Self::sysctls(number, room.clone());
+            let devstat = DevStat::new(DRIVER.name(), number, inq.devstat_type);
+            (devstat, room, sysctls)
+        });
         let state = State {
             queued: Fifo::new(),
             node: None,
@@ -118,14 +129,70 @@ impl Unit {
             opens: 0,
             zones: None,
         };
-        periph.attach_softc(
-            Unit {
-                maxio,
-                devstat,
-                state: DeviceCell::new(periph, state),
-            },
-            held,
+        let unit = Unit {
+            maxio,
+            devstat,
+            room,
+            _sysctls: sysctls,
+            state: DeviceCell::new(periph, state),
+        };
+        periph.attach_softc(unit, held).map_err(|(errno, unit)| {
+            held.unlocked(|| drop(unit));
+            errno
+        })
+    }
+
+    /// `kern.cam.qpass.N`.
+    fn sysctls(number: u32, room: Shared<Room>) -> Tree<Room> {
+        Tree::new(
+            &Number::new(number),
+            c"CAM queued pass-through device",
+            room,
         )
+        .with(c"submitted", c"Commands taken", |room| {
+            &room.stats.submitted
+        })
+        .with(c"completed", c"Commands that have an outcome", |room| {
+            &room.stats.completed
+        })
+        .with(
+            c"outstanding",
+            c"Commands that have no outcome yet",
+            |room| &room.stats.outstanding.now,
+        )
+        .with(
+            c"outstanding_max",
+            c"Most commands outstanding at a time",
+            |room| &room.stats.outstanding.max,
+        )
+        .with(
+            c"errors",
+            c"Commands that ended with a status other than CAM_REQ_CMP",
+            |room| &room.stats.errors,
+        )
+        .with(
+            c"cancelled",
+            c"Commands taken back before they were sent",
+            |room| &room.stats.cancelled,
+        )
+        .with(
+            c"copied_bytes",
+            c"Bytes copied between processes and bounce buffers",
+            |room| &room.stats.copied_bytes,
+        )
+        .with(c"bounce_bytes", c"Bytes of bounce buffers in use", |room| {
+            &room.stats.bounce_bytes.now
+        })
+        .with(
+            c"bounce_bytes_max",
+            c"Most bytes of bounce buffers in use at a time",
+            |room| &room.stats.bounce_bytes.max,
+        )
+    }
+
+    /// What the device has room for.
+    pub fn room(&self) -> &Shared<Room> {
+        &self.room
     }
 
     /// The device is going: no new call gets in.
@@ -210,7 +277,7 @@ impl Unit {
             return Ok(zones.clone());
         }
         // Two first requests may both get here; one set is thrown away.
-        let fresh = Shared::new(Zones::create()?);
+        let fresh = Shared::new(Zones::create(self.room.clone())?);
         let mut held = periph.lock();
         Ok(self.state.get(&mut held).zones.get_or_insert(fresh).clone())
     }
@@ -221,10 +288,31 @@ impl Unit {
         held: &mut Held<'_>,
         open: &Shared<Open>,
     ) -> Fifo<ZoneBox<Request>> {
-        self.state
+        let cancelled = self
+            .state
             .get(held)
             .queued
-            .take_if(|request| Shared::ptr_eq(request.open(), open))
+            .take_if(|request| Shared::ptr_eq(request.open(), open));
+        for _ in 0..cancelled.len() {
+            self.room.stats.complete(Outcome::Cancelled);
+        }
+        cancelled
+    }
+
+    /// Takes back the first request of `open` that came with the CCB at
+    /// `user_ccb`, if it was not sent yet.
+    fn cancel_one(
+        &self,
+        held: &mut Held<'_>,
+        open: &Shared<Open>,
+        user_ccb: UserPtr,
+    ) -> Option<ZoneBox<Request>> {
+        let mut request = self.state.get(held).queued.take_first(|request| {
+            Shared::ptr_eq(request.open(), open) && request.known().user_ccb == user_ccb
+        })?;
+        request.ccb.set_status(sys::CAM_REQ_ABORTED);
+        self.room.stats.complete(Outcome::Cancelled);
+        Some(request)
     }
 
     /// Queues a request, or answers it at once.
@@ -233,23 +321,77 @@ impl Unit {
     /// `ENXIO`: the device is gone.
     fn submit(&self, mut request: ZoneBox<Request>) -> Result {
         let open = request.open().clone();
+        let priority = request.priority();
+        let mut own = None;
+        match request.route() {
+            Route::Device => open.queue.admit(&request),
+            Route::UserCcb => {
+                own = Some(OwnCcb::alloc());
+                open.queue.admit(&request);
+            }
+            _ => {}
+        }
         let mut held = open.periph().lock();
         if self.state.get(&mut held).gone {
-            drop(held);
+            // What is dropped is freed with no lock held.
+            drop::<Held>(held);
+            drop(own);
             return Err(ENXIO);
         }
-        if request.is_immediate() {
-            let priority = request.priority();
-            request.ccb.setup(priority, &mut held);
-            held.action(&mut request.ccb);
-            drop(held);
-            open.queue.complete(request);
-        } else {
-            let priority = request.priority();
-            self.state.get(&mut held).queued.push(request);
-            held.schedule(priority);
+        self.room.stats.submit();
+        match (request.route(), own) {
+            (Route::Device, _) => {
+                self.state.get(&mut held).queued.push(request);
+                held.schedule(priority);
+            }
+            (_, Some(mut own)) => {
+                let ccb = own.ccb_mut();
+                ccb.take_request(&request.ccb);
+                ccb.setup(priority, &mut held);
+                request.known().sent.set(ccb, &mut held);
+                ccb.set_done(request.into_raw().cast(), own_done_entry);
+                own.send(&mut held);
+            }
+            (route, None) => {
+                let ccb = &mut request.ccb;
+                ccb.setup(priority, &mut held);
+                let cancelled = match route {
+                    Route::Abort => self.abort(&mut held, &open, ccb),
+                    _ => {
+                        held.action(ccb);
+                        None
+                    }
+                };
+                self.room.stats.complete(Outcome::of(ccb.is_good()));
+                drop::<Held>(held);
+                if let Some(cancelled) = cancelled {
+                    drop(Queue::complete(&open.queue, cancelled));
+                }
+                drop(Queue::complete(&open.queue, request));
+            }
         }
         Ok(())
+    }
+
+    /// XPT_ABORT. A request that was not sent yet comes back, to be completed
+    /// when no lock is held; one that CAM has is CAM's to abort; none of the
+    /// two is CAM_UA_ABORT.
+    fn abort(
+        &self,
+        held: &mut Held<'_>,
+        open: &Shared<Open>,
+        ccb: &mut Ccb,
+    ) -> Option<ZoneBox<Request>> {
+        let target = ccb.abort_target();
+        if let Some(request) = self.cancel_one(held, open, target) {
+            ccb.set_status(sys::CAM_REQ_CMP);
+            return Some(request);
+        }
+        match open.queue.find(target, |ticket| ticket.sent.get(held)) {
+            Some(under_way) => under_way.abort(ccb),
+            None => ccb.set_status(sys::CAM_UA_ABORT),
+        }
+        None
     }
 
     /// CAM has a CCB: sends the request that waited longest.
@@ -260,7 +402,10 @@ impl Unit {
         };
         request.started = Some(self.devstat.start());
         start.merge(&request.ccb);
-        start.set_done(request.into_raw().cast(), done_entry);
+        request.known().sent.set(start.ccb_mut(), held);
+        start
+            .ccb_mut()
+            .set_done(request.into_raw().cast(), done_entry);
         start.send(held);
         if !self.state.get(held).queued.is_empty() {
             held.schedule(sys::QPC_CAM_PRIORITY_NORMAL);
@@ -269,24 +414,46 @@ impl Unit {
 
     /// A sent CCB has completed: the request is done, or on its way again.
     fn done(&self, held: &mut Held<'_>, mut start: StartCcb, mut request: ZoneBox<Request>) {
-        let status = start.ccb().hdr().status;
-        if status & sys::CAM_STATUS_MASK != sys::CAM_REQ_CMP {
+        if !start.ccb().is_good() {
             if request.open().queue.is_closed() {
-                start.release_frozen(held);
+                start.ccb_mut().release_frozen(held);
             } else if let Recovery::Resent = start.recover(held) {
                 // The CCB carries the request's address still.
                 let _ = request.into_raw();
                 return;
             }
         }
+        request.known().sent.clear(held);
         request.ccb.take_result(start.ccb());
         held.release_ccb(start);
         if let Some(started) = &request.started {
             let tag = request.ccb.tag_type();
             self.devstat.end(started, request.moved(), tag);
         }
-        let queue = request.open().queue.clone();
-        queue.complete(request);
+        self.complete(held, request);
+    }
+
+    /// The same for a CCB of our own.
+    fn own_done(&self, held: &mut Held<'_>, mut own: OwnCcb, mut request: ZoneBox<Request>) {
+        let ccb = own.ccb_mut();
+        if !ccb.is_good() {
+            ccb.release_frozen(held);
+        }
+        request.known().sent.clear(held);
+        request.ccb.take_result(ccb);
+        drop(own);
+        self.complete(held, request);
+    }
+
+    /// A request that was sent has its outcome.
+    fn complete(&self, held: &mut Held<'_>, request: ZoneBox<Request>) {
+        self.room.stats.complete(Outcome::of(request.ccb.is_good()));
+        // Keeps the device, and with it the lock, while that is dropped.
+        let open = request.open().clone();
+        let after = Queue::complete(&open.queue, request);
+        if after.is_something() {
+            held.unlocked(|| drop(after));
+        }
     }
 
     /// CAMIOCOMMAND. Sleeps until the command is done.
@@ -295,35 +462,111 @@ impl Unit {
     /// `EACCES`: the data is not the process's memory; `EFAULT`: nor is the
     /// CDB, or not any more; `EINVAL`, `ENODEV`: see [`Operation::parse`];
     /// `E2BIG`: the transfer is longer than the device takes; `ENXIO`: the
-    /// device is gone.
-    fn command(&self, periph: &Periph, ccb: &mut Ccb) -> Result {
+    /// device is gone; `EPERM`: see [`Request::check_physical`].
+    fn command(&self, open: &Shared<Open>, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
         let operation = Operation::parse(&ccb.fields())?;
         self.longest().check_synchronous(&operation)?;
+        Request::check_physical(&operation, thread)?;
+        if operation.route == Route::Mmc {
+            return self.command_mmc(open, ccb);
+        }
         let saved = ccb.save();
-        let priority = ioctl::priority(ccb.hdr().pinfo.priority);
         let mut cdb = [0; u8::MAX as usize];
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb, &mut cdb)?;
         }
         ccb.clear_physical();
-        let mapped = if operation.has_data() {
-            Some(Mapped::map(ccb, self.maxio)?)
-        } else {
-            ccb.clear_virtual();
-            None
-        };
-        let ran = self.run(periph, ccb, operation, priority);
-        let unmapped = mapped.map_or(Ok(()), |mapped| mapped.unmap(ccb));
+        let done = self.run_with_data(open, ccb, &operation);
         ccb.restore(&saved);
-        ran.and(unmapped)
+        done
     }
 
-    fn run(&self, periph: &Periph, ccb: &mut Ccb, operation: Operation, priority: u32) -> Result {
-        let mut own = operation.is_immediate().then(OwnCcb::alloc);
-        let mut held = periph.lock();
+    fn run_with_data(&self, open: &Shared<Open>, ccb: &mut Ccb, operation: &Operation) -> Result {
+        let Some(transfer) = operation.transfers.iter().flatten().next() else {
+            ccb.clear_virtual();
+            return self.run(open, ccb, operation.route);
+        };
+        match operation.format {
+            Format::Address | Format::List(_) => {
+                let mapped = Mapped::map(ccb, self.maxio)?;
+                let ran = self.run(open, ccb, operation.route);
+                ran.and(mapped.unmap(ccb))
+            }
+            // The address is in its place.
+            Format::Physical => self.run(open, ccb, operation.route),
+            Format::PhysicalList(count) => {
+                let at = ccb.data(transfer.field);
+                let list = buffer::copyin_list(at, count, transfer.len)?;
+                ccb.set_list(transfer.field, &list, sys::CAM_DATA_SG_PADDR);
+                self.run(open, ccb, operation.route)
+            }
+        }
+    }
+
+    /// XPT_MMC_IO. Its struct mmc_data and its data are copied.
+    fn command_mmc(&self, open: &Shared<Open>, ccb: &mut Ccb) -> Result {
+        let mut data = mmc::data_of(ccb).map(MmcData::copyin).transpose()?;
+        let bounce = match &mut data {
+            Some(data) => self.bounce_mmc(open, ccb, data)?,
+            None => None,
+        };
+        let saved = ccb.save();
+        let pointers = mmc::take_pointers(ccb, data.as_mut());
+        let ran = self.run(open, ccb, Route::Mmc);
+        ccb.restore(&saved);
+        mmc::give_pointers(ccb, &pointers);
+        ran?;
+        if let Some(bounce) = bounce {
+            bounce.copyout(bounce.transfer().len)?;
+        }
+        data.map_or(Ok(()), |mut data| data.copyout())
+    }
+
+    /// Takes kernel memory for the data of an XPT_MMC_IO.
+    ///
+    /// # Errors
+    /// `E2BIG`: longer than the device takes; `EFAULT`; `EINVAL`: its blocks
+    /// are more than its bytes.
+    fn bounce_mmc(
+        &self,
+        open: &Shared<Open>,
+        ccb: &Ccb,
+        data: &mut MmcData,
+    ) -> Result<Option<Bounce>> {
+        let (len, blocks) = data.len();
+        if blocks.is_some_and(|blocks| blocks > len) {
+            return Err(EINVAL);
+        }
+        let longest = self.maxio.min(MAX_CHUNK);
+        let len = u32::try_from(len).ok().filter(|len| *len <= longest);
+        let transfer = Transfer {
+            field: Field::Mmc,
+            direction: ccb.direction().ok_or(EINVAL)?,
+            len: len.ok_or(E2BIG)?,
+        };
+        data.set_data(core::ptr::null_mut());
+        if transfer.len == 0 {
+            return Ok(None);
+        }
+        let at = Segments::one(data.user_data(), transfer.len);
+        let bounce = Bounce::new(&open.zones()?, transfer, at)?;
+        if let Some(at) = bounce.as_ptr() {
+            data.set_data(at);
+        }
+        Ok(Some(bounce))
+    }
+
+    fn run(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
+        let priority = ioctl::priority(ccb.hdr().pinfo.priority);
+        let mut own = (!matches!(route, Route::Device | Route::Mmc)).then(OwnCcb::alloc);
+        let mut held = open.periph().lock();
         if self.state.get(&mut held).gone {
+            drop::<Held>(held);
             return Err(ENXIO);
         }
+        let stats = &self.room.stats;
+        stats.submit();
+        let mut cancelled = None;
         match &mut own {
             None => {
                 let mut start = held.getccb(priority);
@@ -336,9 +579,18 @@ impl Unit {
                 let own = own.ccb_mut();
                 own.take_request(ccb);
                 own.setup(priority, &mut held);
-                held.action(own);
+                match route {
+                    Route::Abort => cancelled = self.abort(&mut held, open, own),
+                    Route::UserCcb => ccb::run(own, &self.devstat, &mut held),
+                    _ => held.action(own),
+                }
                 ccb.take_result(own);
             }
+        }
+        stats.complete(Outcome::of(ccb.is_good()));
+        drop::<Held>(held);
+        if let Some(cancelled) = cancelled {
+            drop(Queue::complete(&open.queue, cancelled));
         }
         Ok(())
     }
@@ -399,12 +651,12 @@ impl Device for Qpass {
         match ioctl::Request::parse(call.cmd()) {
             ioctl::Request::Command => {
                 let ccb = call.ccb().ok_or(ENOTTY)?;
-                open.unit()?.command(open.periph(), ccb)
+                open.unit()?.command(open, ccb, thread)
             }
             ioctl::Request::Other => open.periph().lock().ioctl(call),
             _ if thread.is_32bit() => Err(ENOTTY),
             ioctl::Request::Queue => {
-                let request = Request::from_user(open, call.pointer().ok_or(ENOTTY)?)?;
+                let request = Request::from_user(open, call.pointer().ok_or(ENOTTY)?, thread)?;
                 open.unit()?.submit(request)
             }
             ioctl::Request::Get => {
@@ -412,7 +664,7 @@ impl Device for Qpass {
                 let mut request = open.queue.take().ok_or(ENOENT)?;
                 request
                     .reap(to)
-                    .inspect_err(|_| open.queue.complete(request))
+                    .inspect_err(|_| drop(Queue::complete(&open.queue, request)))
             }
         }
     }
@@ -491,7 +743,8 @@ unsafe extern "C" fn ctor_entry(
         Err(errno) => {
             print::warn(periph.unit_number(), c"cannot attach, errno", errno.get());
             // SAFETY: nobody was told of the unit, or not any more.
-            drop(unsafe { periph.take_softc::<Unit>() });
+            let unit = unsafe { periph.take_softc::<Unit>() };
+            held.unlocked(|| drop(unit));
             sys::CAM_REQ_CMP_ERR
         }
     }
@@ -513,7 +766,12 @@ unsafe extern "C" fn oninvalidate_entry(periph: *mut sys::cam_periph) {
 unsafe extern "C" fn dtor_entry(periph: *mut sys::cam_periph) {
     // SAFETY: with no reference to the periph left, no call and no request can
     // have one to the unit.
-    drop(unsafe { Periph::from_raw(periph).take_softc::<Unit>() });
+    let (mut held, unit) = unsafe {
+        let periph = Periph::from_raw(periph);
+        (periph.locked(), periph.take_softc::<Unit>())
+    };
+    // Waits for who reads a sysctl. CAM expects the lock to be dropped here.
+    held.unlocked(|| drop(unit));
 }
 
 /// CAM has a CCB for this periph; the device lock is held.
@@ -536,12 +794,32 @@ unsafe extern "C" fn done_entry(periph: *mut sys::cam_periph, ccb: *mut sys::ccb
     let (periph, mut held, start, request) = unsafe {
         let periph = Periph::from_raw(periph);
         let start = StartCcb::from_raw(ccb);
-        let request = ZoneBox::from_raw(NonNull::new_unchecked(start.owner().cast::<Request>()));
+        let owner = start.ccb().owner().cast::<Request>();
+        let request = ZoneBox::from_raw(NonNull::new_unchecked(owner));
         (periph, periph.locked(), start, request)
     };
     match periph.softc::<Unit>() {
         Some(unit) => unit.done(&mut held, start, request),
         // A request holds its open, and that the periph and its unit.
+        None => unreachable!(),
+    }
+}
+
+/// A CCB of our own that [`Unit::submit`] sent has completed; the device lock
+/// is held.
+unsafe extern "C" fn own_done_entry(periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
+    // SAFETY: CAM's own arguments, the lock held throughout; the owner is the
+    // request that submit() gave to the CCB.
+    let (periph, mut held, own, request) = unsafe {
+        let periph = Periph::from_raw(periph);
+        let mut own = OwnCcb::from_raw(ccb);
+        let owner = own.ccb_mut().owner().cast::<Request>();
+        let request = ZoneBox::from_raw(NonNull::new_unchecked(owner));
+        (periph, periph.locked(), own, request)
+    };
+    match periph.softc::<Unit>() {
+        Some(unit) => unit.own_done(&mut held, own, request),
+        // As above.
         None => unreachable!(),
     }
 }

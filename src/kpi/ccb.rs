@@ -1,10 +1,15 @@
 //! union ccb: private copies of a user's, and those that CAM hands out.
 
-use super::{devstat::DevStat, errno::Result, periph::Held, user::UserPtr};
-use crate::ioctl::{self, Field, Fields, Transfer};
+use super::{alloc::KVec, devstat::DevStat, errno::Result, periph::Held, user::UserPtr};
+use crate::{
+    ioctl::{self, Direction, Field, Fields, Transfer},
+    sg::Segment,
+};
 use core::{
     ffi::{c_int, c_void},
+    marker::PhantomData,
     ptr::NonNull,
+    sync::atomic::{AtomicPtr, Ordering},
 };
 use sys_bindings as sys;
 
@@ -69,6 +74,12 @@ impl Ccb {
         unsafe { &mut self.0.csio }
     }
 
+    /// The CCB as an XPT_MMC_IO one, to change.
+    pub(super) fn mmcio_mut(&mut self) -> &mut sys::ccb_mmcio {
+        // SAFETY: as csio().
+        unsafe { &mut self.0.mmcio }
+    }
+
     /// The bytes of an inline CDB.
     pub fn cdb_bytes_mut(&mut self) -> &mut [u8; sys::IOCDBLEN as usize] {
         // SAFETY: both members of cdb_t are plain data.
@@ -109,8 +120,15 @@ impl Ccb {
                 Field::SmpRequest => (&mut self.0.smpio.smp_request, None),
                 Field::SmpResponse => (&mut self.0.smpio.smp_response, None),
                 Field::AdvInfo => (&mut self.0.cdai.buf, None),
+                // Two pointers away: see the mmc module.
+                Field::Mmc => unreachable!(),
             }
         }
+    }
+
+    /// Which way the data goes, if there is any.
+    pub fn direction(&self) -> Option<Direction> {
+        Direction::of(self.hdr().flags)
     }
 
     /// Has the data read from, or written to, kernel memory at `buffer`.
@@ -119,14 +137,37 @@ impl Ccb {
         self.set_format(sys::CAM_DATA_VADDR);
     }
 
-    /// The same, by a list of `count` segments in kernel memory.
-    pub fn set_list(&mut self, field: Field, list: *mut u8, count: u16) {
+    /// The same, by a list in kernel memory; `format` says what its addresses
+    /// are.
+    pub fn set_list(&mut self, field: Field, list: &KVec<Segment>, format: u32) {
         let (pointer, segments) = self.pointer_mut(field);
-        *pointer = list;
+        *pointer = list.as_ptr().cast();
         if let Some(segments) = segments {
-            *segments = count;
+            *segments = list.len() as u16;
         }
-        self.set_format(sys::CAM_DATA_SG);
+        self.set_format(format);
+    }
+
+    /// Has the data moved at a physical address that a user may name.
+    pub fn set_physical(&mut self, field: Field, at: UserPtr) {
+        *self.pointer_mut(field).0 = at.address() as *mut u8;
+        self.set_format(sys::CAM_DATA_PADDR);
+    }
+
+    /// XPT_ABORT: the user's address of the CCB to abort.
+    pub fn abort_target(&self) -> UserPtr {
+        // SAFETY: plain data.
+        UserPtr::new(unsafe { self.0.cab.abort_ccb } as usize)
+    }
+
+    /// Sets the outcome.
+    pub fn set_status(&mut self, status: sys::cam_status) {
+        self.hdr_mut().status = status;
+    }
+
+    /// Whether the outcome is CAM_REQ_CMP.
+    pub fn is_good(&self) -> bool {
+        self.hdr().status & sys::CAM_STATUS_MASK == sys::CAM_REQ_CMP
     }
 
     fn set_format(&mut self, format: u32) {
@@ -288,6 +329,31 @@ impl Ccb {
         hdr.flags = asked.flags;
     }
 
+    /// Makes `owner` what the completion finds, and `done` what it calls.
+    pub fn set_done(&mut self, owner: NonNull<c_void>, done: DoneFn) {
+        let hdr = self.hdr_mut();
+        hdr.cbfcnp = Some(done);
+        // Entry 0 is cam_periph_error()'s own (saved_ccb_ptr).
+        // SAFETY: all members of the union are plain data.
+        unsafe { hdr.periph_priv.entries[1].ptr = owner.as_ptr() };
+    }
+
+    /// The `owner` of [`set_done`](Self::set_done).
+    pub fn owner(&self) -> *mut c_void {
+        // SAFETY: all members of the union are plain data.
+        unsafe { self.hdr().periph_priv.entries[1].ptr }
+    }
+
+    /// A failed command may have frozen the device's queue, which stops every
+    /// other user of the device too: the driver that sent it lets it go again.
+    pub fn release_frozen(&mut self, held: &mut Held<'_>) {
+        let hdr = self.hdr_mut();
+        if hdr.status & sys::CAM_DEV_QFRZN != 0 {
+            hdr.status &= !sys::CAM_DEV_QFRZN;
+            held.release_devq();
+        }
+    }
+
     /// Takes the payload of `from`, all but the header.
     fn take_payload(&mut self, from: &Ccb) {
         let at = size_of::<sys::ccb_hdr>();
@@ -326,6 +392,51 @@ unsafe impl Sync for Saved {}
 /// lock held, by [`Held::release_ccb`], on every path.
 #[must_use = "a CCB from CAM is given back with Held::release_ccb"]
 pub struct StartCcb(NonNull<Ccb>);
+
+/// The CCB with which a request is under way. It changes, and means
+/// something, with the device lock held only.
+pub struct Sent(AtomicPtr<sys::ccb>);
+
+impl Sent {
+    /// Not under way.
+    pub const fn none() -> Self {
+        Sent(AtomicPtr::new(core::ptr::null_mut()))
+    }
+
+    /// `ccb` is about to be sent.
+    pub fn set(&self, ccb: &mut Ccb, _held: &mut Held<'_>) {
+        self.0.store(ccb.as_ptr(), Ordering::Relaxed);
+    }
+
+    /// The CCB has come back for good, and is about to be given back.
+    pub fn clear(&self, _held: &mut Held<'_>) {
+        self.0.store(core::ptr::null_mut(), Ordering::Relaxed);
+    }
+
+    /// The CCB, if it is under way, for as long as the lock stays held.
+    pub fn get<'h>(&self, _held: &'h Held<'_>) -> Option<UnderWay<'h>> {
+        let ccb = NonNull::new(self.0.load(Ordering::Relaxed))?;
+        Some(UnderWay(ccb, PhantomData))
+    }
+}
+
+/// A CCB that CAM has.
+pub struct UnderWay<'h>(NonNull<sys::ccb>, PhantomData<&'h ()>);
+
+impl UnderWay<'_> {
+    /// XPT_ABORT, with `ccb`, whose status tells what came of it.
+    pub fn abort(self, ccb: &mut Ccb) {
+        let target = ccb.abort_target();
+        // SAFETY: the CCB under way is not given back before Sent::clear(), in
+        // the same hold of the device lock; that is held, and the abort is
+        // immediate. The abort CCB is set up for this periph.
+        unsafe {
+            ccb.0.cab.abort_ccb = self.0.as_ptr();
+            sys::xpt_action(ccb.as_ptr());
+            ccb.0.cab.abort_ccb = target.address() as *mut sys::ccb;
+        }
+    }
+}
 
 /// What a completion does when cam_periph_error() was asked.
 pub enum Recovery {
@@ -368,21 +479,6 @@ impl StartCcb {
         unsafe { sys::xpt_merge_ccb(self.as_ptr(), (&raw const from.0).cast_mut()) };
     }
 
-    /// Makes `owner` what the completion finds, and `done` what it calls.
-    pub fn set_done(&mut self, owner: NonNull<c_void>, done: DoneFn) {
-        let hdr = self.ccb_mut().hdr_mut();
-        hdr.cbfcnp = Some(done);
-        // Entry 0 is cam_periph_error()'s own (saved_ccb_ptr).
-        // SAFETY: all members of the union are plain data.
-        unsafe { hdr.periph_priv.entries[1].ptr = owner.as_ptr() };
-    }
-
-    /// The `owner` of [`set_done`](Self::set_done).
-    pub fn owner(&self) -> *mut c_void {
-        // SAFETY: all members of the union are plain data.
-        unsafe { self.ccb().hdr().periph_priv.entries[1].ptr }
-    }
-
     /// xpt_action(9): from here on the CCB is CAM's, until it completes.
     pub fn send(mut self, _held: &mut Held<'_>) {
         // SAFETY: set up by CAM and merge(); the device lock is held.
@@ -397,18 +493,8 @@ impl StartCcb {
         if error == super::errno::ERESTART {
             return Recovery::Resent;
         }
-        self.release_frozen(held);
+        self.ccb_mut().release_frozen(held);
         Recovery::Final
-    }
-
-    /// A failed command may have frozen the device's queue, which stops every
-    /// other user of the device too: the driver that sent it lets it go again.
-    pub fn release_frozen(&mut self, held: &mut Held<'_>) {
-        let hdr = self.ccb_mut().hdr_mut();
-        if hdr.status & sys::CAM_DEV_QFRZN != 0 {
-            hdr.status &= !sys::CAM_DEV_QFRZN;
-            held.release_devq();
-        }
     }
 }
 
@@ -473,6 +559,23 @@ impl OwnCcb {
     pub fn ccb_mut(&mut self) -> &mut Ccb {
         // SAFETY: ours since alloc().
         unsafe { self.0.as_mut() }
+    }
+
+    /// xpt_action(9) for a queued opcode: from here on the CCB is CAM's, until
+    /// it completes.
+    pub fn send(self, _held: &mut Held<'_>) {
+        let ccb = core::mem::ManuallyDrop::new(self);
+        // SAFETY: set up by setup() and set_done(); the device lock is held.
+        unsafe { sys::xpt_action(ccb.0.as_ptr().cast()) };
+    }
+
+    /// Takes a CCB back in its completion.
+    ///
+    /// # Safety
+    /// `ccb` came from [`send`](Self::send), and has completed once since.
+    pub unsafe fn from_raw(ccb: *mut sys::ccb) -> Self {
+        // SAFETY: CAM completes what it was given.
+        OwnCcb(unsafe { NonNull::new_unchecked(ccb.cast()) })
     }
 }
 

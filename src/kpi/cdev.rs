@@ -29,6 +29,15 @@ impl Thread<'_> {
         unsafe { (*(*(*self.0.as_ptr()).td_proc).p_sysent).sv_flags & sys::SV_ILP32 != 0 }
     }
 
+    /// priv_check(9).
+    ///
+    /// # Errors
+    /// `EPERM`: the thread has not that privilege (`PRIV_…`).
+    pub fn priv_check(self, privilege: u32) -> Result {
+        // SAFETY: a running thread, the caller's own.
+        check(unsafe { sys::priv_check(self.0.as_ptr(), privilege as c_int) })
+    }
+
     /// securelevel_gt(9).
     ///
     /// # Errors

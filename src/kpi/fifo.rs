@@ -121,6 +121,17 @@ impl<E: Entry> Fifo<E> {
         taken
     }
 
+    /// Takes out the first entry that `wanted` picks.
+    pub fn take_first(&mut self, wanted: impl Fn(&E) -> bool) -> Option<E> {
+        let mut found = false;
+        let mut first = self.take_if(|entry| {
+            let is_first = !found && wanted(entry);
+            found |= is_first;
+            is_first
+        });
+        first.pop()
+    }
+
     /// Takes everything.
     pub fn take(&mut self) -> Fifo<E> {
         core::mem::take(self)
@@ -205,6 +216,16 @@ mod tests {
         let mut odd = fifo.take_if(|e| e.0.value % 2 == 1);
         assert_eq!(values(&mut odd), [1, 3, 5]);
         assert_eq!(values(&mut fifo), [0, 2, 4]);
+    }
+
+    #[test]
+    fn taking_the_first_leaves_its_likes() {
+        let alive = Rc::new(());
+        let mut fifo = filled(&alive, 6);
+        let third = fifo.take_first(|e| e.0.value % 3 == 2).unwrap();
+        assert_eq!(third.0.value, 2);
+        assert!(fifo.take_first(|e| e.0.value > 9).is_none());
+        assert_eq!(values(&mut fifo), [0, 1, 3, 4, 5]);
     }
 
     #[test]

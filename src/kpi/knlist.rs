@@ -19,22 +19,16 @@ pub struct Readiness {
     pub eof: bool,
 }
 
-/// An object that knotes can be attached to.
-pub trait Watched: Send + Sync + 'static {
-    /// What the lock guards.
-    type State: Send;
-    /// The lock, which is the knlists' too.
-    fn state(&self) -> &Mutex<Self::State>;
-}
-
-/// A filter on such an object.
+/// A filter on an object that knotes can be attached to.
 pub trait Filter: 'static {
     /// The object.
-    type Object: Watched;
-    /// The list of the filter's knotes.
-    fn knotes(object: &Self::Object) -> &KnList;
-    /// What it reports, with the lock held.
-    fn ready(object: &Self::Object, state: &<Self::Object as Watched>::State) -> Readiness;
+    type Object: Send + Sync + 'static;
+    /// What the lock of the filter's list guards.
+    type State: Send;
+    /// The list of the filter's knotes, and the mutex that it was made with.
+    fn knotes(object: &Self::Object) -> (&KnList, &Mutex<Self::State>);
+    /// What it reports, with that lock held.
+    fn ready(object: &Self::Object, state: &Self::State) -> Readiness;
 }
 
 /// A `struct knlist` that uses its object's mutex.
@@ -57,14 +51,25 @@ impl KnList {
         KnList(list)
     }
 
-    /// KNOTE_LOCKED(9): asks every filter again.
-    pub fn notify<T>(&self, guard: &Guard<'_, T>) {
+    fn assert_locked<T>(&self, guard: &Guard<'_, T>) {
         // SAFETY: the list is initialised.
         let lock = unsafe { (*self.0.get()).kl_lockarg };
         assert!(
             core::ptr::eq(lock, guard.as_mtx().cast()),
             "lock of another list"
         );
+    }
+
+    /// KNLIST_EMPTY(9): whether no knote is attached.
+    pub fn is_empty<T>(&self, guard: &Guard<'_, T>) -> bool {
+        self.assert_locked(guard);
+        // SAFETY: the list's lock is held.
+        unsafe { (*self.0.get()).kl_list.slh_first.is_null() }
+    }
+
+    /// KNOTE_LOCKED(9): asks every filter again.
+    pub fn notify<T>(&self, guard: &Guard<'_, T>) {
+        self.assert_locked(guard);
         // SAFETY: the list's lock is held, as KNF_LISTLOCKED says.
         unsafe { sys::knote(self.0.get(), 0, sys::KNF_LISTLOCKED as c_int) };
     }
@@ -98,7 +103,7 @@ impl Knote<'_> {
     /// Attaches to `object`; the knote holds the reference until it is dropped
     /// by close(2), EV_DELETE or EV_ONESHOT, even when the device is long gone.
     pub fn attach<F: Filter>(self, object: Shared<F::Object>) {
-        let list = F::knotes(&object).0.get();
+        let list = F::knotes(&object).0.0.get();
         self.0.kn_fop = const { &filterops::<F>() };
         self.0.kn_hook = object.into_raw();
         // SAFETY: the list lives as long as the object; its lock is not held.
@@ -120,7 +125,7 @@ unsafe extern "C" fn detach<F: Filter>(kn: *mut sys::knote) {
     // list's lock; the hook is the reference it put there.
     unsafe {
         let object = Shared::<F::Object>::from_raw((*kn).kn_hook);
-        sys::knlist_remove(F::knotes(&object).0.get(), kn, 0);
+        sys::knlist_remove(F::knotes(&object).0.0.get(), kn, 0);
         (*kn).kn_hook = core::ptr::null_mut::<c_void>();
     }
 }
@@ -129,7 +134,7 @@ unsafe extern "C" fn event<F: Filter>(kn: *mut sys::knote, _hint: c_long) -> c_i
     // SAFETY: kqueue(9) calls with the list's lock held and the knote attached.
     let readiness = unsafe {
         let object = Shared::<F::Object>::peek((*kn).kn_hook);
-        F::ready(object, object.state().data_locked())
+        F::ready(object, F::knotes(object).1.data_locked())
     };
     // SAFETY: kn_data and kn_flags are the filter's to write here.
     unsafe {

@@ -8,6 +8,7 @@
 
 pub mod errno;
 pub mod fifo;
+pub mod list;
 
 #[cfg(not(test))]
 pub mod alloc;
@@ -22,6 +23,8 @@ pub mod driver;
 #[cfg(not(test))]
 pub mod knlist;
 #[cfg(not(test))]
+pub mod mmc;
+#[cfg(not(test))]
 pub mod module;
 #[cfg(not(test))]
 pub mod mutex;
@@ -35,6 +38,8 @@ pub mod print;
 pub mod selinfo;
 #[cfg(not(test))]
 pub mod shared;
+#[cfg(not(test))]
+pub mod sysctl;
 #[cfg(not(test))]
 pub mod task;
 #[cfg(not(test))]

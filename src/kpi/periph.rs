@@ -66,12 +66,17 @@ impl Periph {
     /// Makes `value` the driver's own data.
     ///
     /// # Errors
-    /// `ENOMEM`.
-    pub fn attach_softc<T: Send + Sync + 'static>(&self, value: T, _held: &mut Held<'_>) -> Result {
-        let softc = KBox::try_new(Softc {
+    /// `ENOMEM`, and the value comes back, for dropping it may sleep.
+    pub fn attach_softc<T: Send + Sync + 'static>(
+        &self,
+        value: T,
+        _held: &mut Held<'_>,
+    ) -> core::result::Result<(), (Errno, T)> {
+        let softc = KBox::try_new_or_back(Softc {
             kind: TypeId::of::<T>(),
             value,
-        })?;
+        })
+        .map_err(|(errno, softc)| (errno, softc.value))?;
         // SAFETY: the field is the driver's, and nobody looks yet.
         unsafe { (*self.0.get()).softc = softc.into_raw() };
         Ok(())

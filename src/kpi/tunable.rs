@@ -6,6 +6,9 @@ unsafe extern "C" {
     static qpass_replace: AtomicU32;
     static qpass_max_requests: AtomicU32;
     static qpass_max_bytes: AtomicU64;
+    static qpass_device_max_requests: AtomicU32;
+    static qpass_device_max_bytes: AtomicU64;
+    static qpass_allow_paddr: AtomicU32;
 }
 
 /// `hw.qpass.replace`: stand in for pass(4), where the kernel has none.
@@ -24,4 +27,24 @@ pub fn max_requests() -> u32 {
 pub fn max_bytes() -> u64 {
     // SAFETY: an aligned u_long of the shim's that sysctl(9) writes whole.
     unsafe { qpass_max_bytes.load(Ordering::Relaxed) }
+}
+
+/// `kern.cam.qpass.device_max_requests`: requests all opens of one device
+/// together may have outstanding.
+pub fn device_max_requests() -> u32 {
+    // SAFETY: an aligned u_int of the shim's that sysctl(9) writes whole.
+    unsafe { qpass_device_max_requests.load(Ordering::Relaxed) }
+}
+
+/// `kern.cam.qpass.device_max_bytes`: bytes of data all opens of one device
+/// together may have outstanding.
+pub fn device_max_bytes() -> u64 {
+    // SAFETY: an aligned u_long of the shim's that sysctl(9) writes whole.
+    unsafe { qpass_device_max_bytes.load(Ordering::Relaxed) }
+}
+
+/// `kern.cam.qpass.allow_paddr`: CCBs may carry physical addresses.
+pub fn allow_paddr() -> bool {
+    // SAFETY: an aligned int of the shim's that sysctl(9) writes whole.
+    unsafe { qpass_allow_paddr.load(Ordering::Relaxed) != 0 }
 }

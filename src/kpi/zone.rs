@@ -3,6 +3,7 @@
 use super::{
     errno::{ENOMEM, Result},
     fifo::{Entry, Link},
+    list::{Node, Owner},
 };
 use core::{
     ffi::{CStr, c_int},
@@ -81,6 +82,25 @@ pub trait ZoneItem {
     fn link(&mut self) -> &mut Link<Self>
     where
         Self: Sized;
+    /// What others may know of it while it has an owner.
+    type Known: Node + Sync;
+    /// It is about to go: takes what is known of it off its list.
+    fn leave(item: &ZoneBox<Self>)
+    where
+        Self: Sized;
+}
+
+/// What an item holds. The value is its owner's alone; what is known of it is
+/// shared from the start.
+#[repr(C)]
+struct Item<T: ZoneItem> {
+    value: T,
+    known: T::Known,
+}
+
+/// Bytes that a zone of such items needs for each.
+pub const fn item_size<T: ZoneItem>() -> usize {
+    size_of::<Item<T>>()
 }
 
 /// Owns one item of a zone.
@@ -91,14 +111,20 @@ unsafe impl<T: ZoneItem + Send> Send for ZoneBox<T> {}
 
 impl<T: ZoneItem> ZoneBox<T> {
     /// Puts `value` into an item of the zone that its keeper names. May sleep.
-    pub fn new(value: T) -> Self {
+    pub fn new(value: T, known: T::Known) -> Self {
         let keeper = value.keeper();
         let zone = keeper.as_ref();
-        assert!(size_of::<T>() <= zone.size && align_of::<T>() <= align_of::<*const ()>());
-        let item = zone.alloc(false).cast::<T>();
+        assert!(item_size::<T>() <= zone.size && align_of::<Item<T>>() <= align_of::<*const ()>());
+        let item = zone.alloc(false).cast::<Item<T>>();
         // SAFETY: a fresh item, large and aligned enough.
-        unsafe { item.write(value) };
-        ZoneBox(item)
+        unsafe { item.write(Item { value, known }) };
+        ZoneBox(item.cast())
+    }
+
+    /// What others may know of it.
+    pub fn known(&self) -> &T::Known {
+        // SAFETY: owned and initialised, and never borrowed exclusively.
+        unsafe { self.node().as_ref() }
     }
 
     /// Gives up ownership.
@@ -133,12 +159,14 @@ impl<T: ZoneItem> DerefMut for ZoneBox<T> {
 
 impl<T: ZoneItem> Drop for ZoneBox<T> {
     fn drop(&mut self) {
+        T::leave(self);
+        assert!(!self.known().links().is_linked(), "an item is still known");
         // The value may hold the last reference to its own zone: one more is
         // held until the item is back.
         let keeper = self.keeper();
         // SAFETY: owned; the item came from this zone; last use.
         unsafe {
-            self.0.drop_in_place();
+            self.0.cast::<Item<T>>().drop_in_place();
             sys::uma_zfree_arg(
                 keeper.as_ref().raw,
                 self.0.as_ptr().cast(),
@@ -161,6 +189,19 @@ unsafe impl<T: ZoneItem> Entry for ZoneBox<T> {
     unsafe fn link(node: NonNull<T>) -> *mut Link<T> {
         // SAFETY: the queue owns the node.
         unsafe { (*node.as_ptr()).link() }
+    }
+}
+
+// SAFETY: an item does not move, nobody but the value is borrowed exclusively,
+// and drop() panics while the node is on a list.
+unsafe impl<T: ZoneItem> Owner for ZoneBox<T> {
+    type Node = T::Known;
+    fn node(&self) -> NonNull<T::Known> {
+        // SAFETY: inside the item, which the value starts.
+        unsafe {
+            let known = &raw const (*self.0.cast::<Item<T>>().as_ptr()).known;
+            NonNull::new_unchecked(known.cast_mut())
+        }
     }
 }
 

@@ -879,8 +879,12 @@ fn unlocked_is_einval(ctx: &mut Ctx<'_>) -> Outcome {
 }
 
 fn physical_addresses_are_refused(ctx: &mut Ctx<'_>) -> Outcome {
-    refused(ctx, errno!(EINVAL), |command| {
+    refused(ctx, errno!(EPERM), |command| {
         command.hdr().flags |= sys::CAM_DATA_PADDR;
+    })?;
+    refused(ctx, errno!(EPERM), |command| {
+        command.hdr().flags |= sys::CAM_DATA_SG_PADDR;
+        command.csio().sglist_cnt = 1;
     })?;
     refused(ctx, errno!(EINVAL), |command| {
         command.hdr().flags |= sys::CAM_CDB_PHYS;

@@ -17,7 +17,7 @@ use std::{
     ffi::{CStr, c_char, c_int, c_void},
     sync::{
         Arc, LazyLock, Mutex,
-        atomic::{AtomicPtr, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
     },
 };
 
@@ -25,6 +25,8 @@ use std::{
 pub trait Sim: Send + Sync {
     /// Takes a command; it is completed later, from another thread.
     fn start(&self, ccb: *mut sys::ccb);
+    /// Gives a command back that was not carried out yet, if it still can.
+    fn abort(&self, ccb: *mut sys::ccb) -> bool;
     /// What the SIM says of itself.
     fn path_inq(&self) -> PathInq;
     /// Commands that it takes at a time.
@@ -87,6 +89,8 @@ struct State {
     released_by_users: usize,
     periphs: Vec<usize>,
     physpath: Vec<u8>,
+    /// XPT_IMMEDIATE_NOTIFY CCBs, which wait for an initiator that never comes.
+    notifies: Vec<usize>,
 }
 
 /// What a `struct cam_path *` points at here.
@@ -501,6 +505,27 @@ pub fn detach(device: &Arc<Device>) {
     });
 }
 
+/// Freezes a device's queue, as another driver's error does.
+pub fn freeze(device: &Device) {
+    device.state.lock().unwrap().frozen += 1;
+}
+
+/// Lets it go.
+pub fn unfreeze(device: &Device) {
+    device.unfreeze();
+}
+
+/// The SIM gives its XPT_IMMEDIATE_NOTIFY CCBs back.
+pub fn give_notifies_back(device: &Device) {
+    let notifies = core::mem::take(&mut device.state.lock().unwrap().notifies);
+    for ccb in notifies {
+        let ccb = ccb as *mut sys::ccb;
+        // SAFETY: the SIM's until now.
+        unsafe { (*ccb).ccb_h.status = sys::CAM_REQ_ABORTED };
+        done(ccb, false);
+    }
+}
+
 /// Waits until no periph is on the device.
 pub fn wait_free(device: &Device) {
     wait_until("the device has no periph", || {
@@ -567,6 +592,7 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             | sys::XPT_NVME_IO
             | sys::XPT_NVME_ADMIN
             | sys::XPT_SMP_IO
+            | sys::XPT_MMC_IO
             | sys::XPT_RESET_DEV
             | sys::XPT_CONT_TARGET_IO => {
                 let mut state = device.state.lock().unwrap();
@@ -637,8 +663,60 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                 (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
             }
             sys::XPT_DEV_ADVINFO => advinfo(&device, &mut (*ccb).cdai),
+            sys::XPT_ABORT => (*ccb).ccb_h.status = abort(&device, (*ccb).cab.abort_ccb),
+            sys::XPT_IMMEDIATE_NOTIFY => {
+                device.state.lock().unwrap().notifies.push(ccb as usize);
+            }
+            sys::XPT_REPROBE_LUN => {
+                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+                done(ccb, false);
+            }
+            sys::XPT_ACCEPT_TARGET_IO | sys::XPT_IMMED_NOTIFY | sys::XPT_NOTIFY_ACKNOWLEDGE => {
+                (*ccb).ccb_h.status = sys::CAM_FUNC_NOTAVAIL;
+                done(ccb, false);
+            }
+            sys::XPT_PATH_STATS => (*ccb).ccb_h.status = sys::CAM_REQ_CMP,
+            sys::XPT_CALC_GEOMETRY => {
+                // Heads and sectors as most SIMs give them for large disks.
+                let geometry = &mut (*ccb).ccg;
+                geometry.heads = 255;
+                geometry.secs_per_track = 63;
+                geometry.cylinders = (geometry.volume_size / (255 * 63)) as u32;
+                geometry.ccb_h.status = sys::CAM_REQ_CMP;
+            }
             _ => (*ccb).ccb_h.status = sys::CAM_PROVIDE_FAIL,
         }
+    }
+}
+
+/// XPT_ABORT: a CCB that waits comes back at once, one that the SIM has is the
+/// SIM's to give back.
+fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> sys::cam_status {
+    if !memory::is_live(target.cast(), CCB) {
+        broken("XPT_ABORT of what is no CCB");
+    }
+    let mut state = device.state.lock().unwrap();
+    let before = (state.queue.len(), state.notifies.len());
+    state.queue.retain(|(.., ccb)| *ccb != target as usize);
+    state.notifies.retain(|ccb| *ccb != target as usize);
+    let (queued, notify) = (
+        state.queue.len() != before.0,
+        state.notifies.len() != before.1,
+    );
+    if queued {
+        // It was not, but it will be taken off as one that was.
+        state.active += 1;
+    }
+    drop(state);
+    if queued || notify {
+        // SAFETY: a live CCB, which nobody else has now.
+        unsafe { (*target).ccb_h.status = sys::CAM_REQ_ABORTED };
+        done(target, queued);
+        return sys::CAM_REQ_CMP;
+    }
+    match &device.sim {
+        Some(sim) if sim.abort(target) => sys::CAM_REQ_CMP,
+        _ => sys::CAM_UA_ABORT,
     }
 }
 
@@ -736,7 +814,9 @@ fn complete(ccb: usize) {
     // callback has run.
     unsafe {
         let hdr = &mut (*ccb).ccb_h;
-        device.state.lock().unwrap().active -= 1;
+        if hdr.func_code & sys::XPT_FC_USER_CCB == 0 {
+            device.state.lock().unwrap().active -= 1;
+        }
         if hdr.flags & sys::CAM_DEV_QFRZDIS != 0 && hdr.status & sys::CAM_DEV_QFRZN != 0 {
             hdr.status &= !sys::CAM_DEV_QFRZN;
             device.unfreeze();
@@ -761,8 +841,30 @@ pub(crate) unsafe extern "C" fn periphdriver_register(driver: *mut c_void) {
         drivers.count += 1;
         publish(&mut drivers);
     }
-    // SAFETY: the module's driver; CAM is up, so init is called now.
-    unsafe { (*driver.cast::<sys::periph_driver>()).init.expect("init")() };
+    if UP.load(Ordering::SeqCst) {
+        // SAFETY: the module's driver; CAM is up, so init is called now.
+        unsafe { (*driver.cast::<sys::periph_driver>()).init.expect("init")() };
+    }
+}
+
+/// Whether CAM is up, or the kernel is still on its way there.
+static UP: AtomicBool = AtomicBool::new(true);
+
+/// The kernel is booting: modules come before CAM is up.
+pub fn boot() {
+    UP.store(false, Ordering::SeqCst);
+}
+
+/// CAM comes up: it calls the drivers that are there.
+pub fn come_up() {
+    UP.store(true, Ordering::SeqCst);
+    for driver in listed_drivers() {
+        // SAFETY: a listed driver is there.
+        if let Some(init) = unsafe { (*(driver as *mut sys::periph_driver)).init } {
+            // SAFETY: the driver's own.
+            unsafe { init() };
+        }
+    }
 }
 
 pub(crate) unsafe extern "C" fn periphdriver_unregister(driver: *mut c_void) -> c_int {
@@ -771,10 +873,12 @@ pub(crate) unsafe extern "C" fn periphdriver_unregister(driver: *mut c_void) -> 
     let Some(deinit) = deinit else {
         return sys::EOPNOTSUPP as c_int;
     };
-    // SAFETY: the module's own routine.
-    let error = unsafe { deinit() };
-    if error != 0 {
-        return error;
+    if UP.load(Ordering::SeqCst) {
+        // SAFETY: the module's own routine.
+        let error = unsafe { deinit() };
+        if error != 0 {
+            return error;
+        }
     }
     let mut drivers = EDT.drivers.lock().unwrap();
     let Some(at) = drivers.array.iter().position(|d| *d == driver as usize) else {

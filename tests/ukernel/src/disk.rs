@@ -171,6 +171,8 @@ impl RamDisk {
             },
             // SAFETY: as above.
             sys::XPT_SMP_IO => unsafe { answer_smp(&mut (*ccb).smpio) },
+            // SAFETY: as above.
+            sys::XPT_MMC_IO => unsafe { self.answer_mmc(&mut (*ccb).mmcio) },
             sys::XPT_RESET_DEV => {
                 hdr.status = sys::CAM_REQ_CMP;
                 true
@@ -252,6 +254,34 @@ impl RamDisk {
         io.ccb_h.status = match moved {
             Some(_) => sys::CAM_REQ_CMP,
             None => sys::CAM_NVME_STATUS_ERROR,
+        };
+        moved.is_some()
+    }
+
+    /// READ_MULTIPLE_BLOCK and WRITE_MULTIPLE_BLOCK by block address, and
+    /// SEND_STATUS (SD Physical Layer Simplified Specification, 4.7.4).
+    fn answer_mmc(&self, io: &mut sys::ccb_mmcio) -> bool {
+        if !io.cmd.mrq.is_null() || !io.stop.mrq.is_null() || !io.stop.data.is_null() {
+            crate::thread::broken("an MMC command comes with a user's pointers");
+        }
+        let at = io.cmd.arg as usize * scsi::BLOCK;
+        let moved = match io.cmd.opcode {
+            13 => Some(0),
+            opcode @ (18 | 25) if !io.cmd.data.is_null() => {
+                // SAFETY: kernel memory, as long as the CCB is under way.
+                let data = unsafe { &mut *io.cmd.data };
+                let mut blocks = self.blocks.lock().unwrap();
+                let moved = move_block(&mut blocks, at, data.data.cast(), data.len, opcode == 25);
+                data.xfer_len = moved.unwrap_or(0);
+                moved
+            }
+            _ => None,
+        };
+        // R1: ready, in the transfer state.
+        io.cmd.resp[0] = 0x900;
+        io.ccb_h.status = match moved {
+            Some(_) => sys::CAM_REQ_CMP,
+            None => sys::CAM_REQ_CMP_ERR,
         };
         moved.is_some()
     }
@@ -373,7 +403,12 @@ impl Gathered {
     fn take(flags: u32, data: *mut u8, segments: u16, len: usize) -> Self {
         let mut parts = Vec::new();
         if flags & sys::CAM_DIR_MASK != sys::CAM_DIR_NONE && len != 0 && !data.is_null() {
-            if flags & sys::CAM_DATA_MASK == sys::CAM_DATA_SG {
+            // A physical address is the address itself here.
+            if flags & sys::CAM_DATA_ISPHYS & sys::CAM_DATA_MASK != 0 {
+                PHYSICAL.fetch_add(1, Ordering::Relaxed);
+            }
+            let format = flags & sys::CAM_DATA_MASK;
+            if format == sys::CAM_DATA_SG || format == sys::CAM_DATA_SG_PADDR {
                 for i in 0..usize::from(segments) {
                     // SAFETY: the CCB's list has so many segments.
                     let segment = unsafe { *data.cast::<sys::bus_dma_segment_t>().add(i) };
@@ -404,7 +439,24 @@ impl Gathered {
     }
 }
 
+/// Commands that came with physical addresses.
+pub static PHYSICAL: AtomicU64 = AtomicU64::new(0);
+
 impl Sim for RamDisk {
+    fn abort(&self, ccb: *mut sys::ccb) -> bool {
+        let mut jobs = self.jobs.lock().unwrap();
+        let before = jobs.len();
+        jobs.retain(|Reverse(job)| job.ccb != ccb as usize);
+        if jobs.len() == before {
+            return false;
+        }
+        drop(jobs);
+        // SAFETY: taken off the SIM's own list just now.
+        unsafe { (*ccb).ccb_h.status = sys::CAM_REQ_ABORTED };
+        cam::done(ccb, true);
+        true
+    }
+
     fn start(&self, ccb: *mut sys::ccb) {
         let order = self.order.fetch_add(1, Ordering::Relaxed);
         // Multiplied to look random, and the same in every run.

@@ -30,11 +30,11 @@ pub fn functions() -> Vec<Export> {
         memory::{ malloc, free, malloc_init, malloc_uninit, uma_zcreate, uma_zdestroy, uma_zalloc_arg, uma_zfree_arg }
         user::{ copyin, copyout }
         task::{ taskqueue_enqueue, taskqueue_drain_all }
-        thread::{ eventratecheck, securelevel_gt }
+        thread::{ eventratecheck, securelevel_gt, priv_check }
         devstat::{ devstat_new_entry, devstat_remove_entry, devstat_start_transaction, devstat_end_transaction, binuptime }
         devfs::{ make_dev_physpath_alias, destroy_dev_sched_cb, destroy_dev_drain, devfs_set_cdevpriv, devfs_get_cdevpriv }
         kqueue::{ knlist_init_mtx, knlist_destroy, knlist_add, knlist_remove, knote, selrecord, selwakeuppri, seldrain }
-        sysctl::{ sysctl_handle_int, sysctl_handle_long }
+        sysctl::{ sysctl_handle_int, sysctl_handle_long, sysctl_handle_64, sysctl_ctx_init, sysctl_add_oid, sysctl_ctx_free }
         cam::{
             xpt_create_path, xpt_free_path, xpt_path_mtx, xpt_lock_buses, xpt_unlock_buses,
             xpt_register_async, xpt_async, xpt_alloc_ccb, xpt_free_ccb, xpt_setup_ccb_flags,

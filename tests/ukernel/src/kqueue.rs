@@ -2,7 +2,7 @@
 
 use crate::{
     devfs::File,
-    lock::{may_sleep, mtx_assert_owned, mtx_lock, mtx_unlock},
+    lock::{self, may_sleep, mtx_assert_owned, mtx_lock, mtx_unlock},
     sys,
     thread::{broken, current},
 };
@@ -334,6 +334,7 @@ pub(crate) unsafe extern "C" fn knote(list: *mut sys::knlist, hint: c_long, flag
         } else {
             mtx_lock(mtx, "knote");
         }
+        lock::holds_none_but(mtx, "knote");
         let mut kn = (*list).kl_list.slh_first;
         while !kn.is_null() {
             let note = kn.cast::<Note>();
@@ -429,6 +430,7 @@ fn wake(sip: *mut sys::selinfo) {
 }
 
 pub(crate) unsafe extern "C" fn selwakeuppri(sip: *mut sys::selinfo, _pri: c_int) {
+    lock::holds_none_but(core::ptr::null_mut(), "selwakeup");
     wake(sip);
 }
 

@@ -195,6 +195,15 @@ pub fn mtx_assert_owned(mtx: *mut sys::mtx, at: &str) {
     }
 }
 
+/// What wakes others, or frees, is not for a thread that holds a lock, but for
+/// `own`.
+pub fn holds_none_but(own: *mut sys::mtx, what: &str) {
+    let only = |held: &Vec<usize>| held.iter().all(|m| *m == own as usize);
+    if !only(&current().held.borrow()) {
+        broken(&format!("{what} with {} held", held_names()));
+    }
+}
+
 /// The calling thread may sleep, or the rule is broken.
 pub fn may_sleep(what: &str) {
     if !current().held.borrow().is_empty() {

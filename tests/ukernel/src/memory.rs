@@ -1,6 +1,11 @@
 //! malloc(9) and uma(9): every byte is accounted, guarded and poisoned.
 
-use crate::{fault, lock::may_sleep, sys, thread::broken};
+use crate::{
+    fault,
+    lock::{self, may_sleep},
+    sys,
+    thread::broken,
+};
 use std::{
     alloc::Layout,
     collections::{HashMap, VecDeque},
@@ -98,6 +103,13 @@ static MALLOC: LazyLock<Mutex<Malloc>> = LazyLock::new(Default::default);
 pub fn malloc_live(name: &str) -> usize {
     let malloc = MALLOC.lock().unwrap();
     malloc.live.values().filter(|(_, n)| n == name).count()
+}
+
+/// Whether `at` is a live allocation of malloc type `name`.
+pub fn is_live(at: *mut c_void, name: &str) -> bool {
+    let malloc = MALLOC.lock().unwrap();
+    let block = malloc.live.get(&(at as usize));
+    block.is_some_and(|(_, of)| of == name)
 }
 
 /// malloc(9) for the kernel itself.
@@ -232,6 +244,17 @@ pub fn zones() -> Vec<ZoneStats> {
     ZONES.lock().unwrap().iter().map(|z| z.stats()).collect()
 }
 
+/// Bytes that a module has: of its malloc type, and of the zones that are
+/// called after it.
+pub fn in_use(module: &str) -> usize {
+    let malloc = MALLOC.lock().unwrap();
+    let allocated = malloc.live.values().filter(|(_, of)| of == module);
+    let allocated: usize = allocated.map(|(block, _)| block.len).sum();
+    drop(malloc);
+    let of_zones = zones().into_iter().filter(|z| z.name.starts_with(module));
+    allocated + of_zones.map(|z| z.size * z.used).sum::<usize>()
+}
+
 /// The zones that were destroyed, as they were at their end.
 pub fn destroyed_zones() -> Vec<ZoneStats> {
     DESTROYED.lock().unwrap().clone()
@@ -330,6 +353,7 @@ pub(crate) unsafe extern "C" fn uma_zfree_arg(
     if item.is_null() {
         return;
     }
+    lock::holds_none_but(core::ptr::null_mut(), "uma_zfree");
     let zone = zone(raw, "uma_zfree");
     let mut state = zone.state.lock().unwrap();
     let Some(block) = state.live.remove(&(item as usize)) else {

@@ -7,7 +7,7 @@ use crate::{
     disk::{Config, RamDisk},
     kqueue::Kqueue,
     loader::Module,
-    sys, user,
+    sys, sysctl, user,
 };
 use conform::sys::{Access, Errno, Fd, Sys};
 use std::{
@@ -79,6 +79,37 @@ impl Process {
         drop(gone);
     }
 
+    /// dup(2).
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn dup(&self, fd: Fd) -> Result<Fd, Errno> {
+        let file = self.file(fd)?;
+        Ok(self.add(Descriptor::File(file)))
+    }
+
+    /// fork(2): the child has the files, under their numbers, and no kqueue.
+    pub fn fork(&self) -> Process {
+        let table = self.table.lock().unwrap();
+        let files = table
+            .iter()
+            .filter_map(|(fd, descriptor)| match descriptor {
+                Descriptor::File(file) => Some((*fd, Descriptor::File(file.clone()))),
+                Descriptor::Kqueue(_) => None,
+            });
+        Process {
+            table: Mutex::new(files.collect()),
+        }
+    }
+
+    /// exit(2), or a signal: every descriptor is closed.
+    pub fn exit(&self) {
+        let fds: Vec<_> = self.table.lock().unwrap().keys().copied().collect();
+        for fd in fds {
+            self.close(fd);
+        }
+    }
+
     /// ioctl(2).
     ///
     /// # Errors
@@ -128,6 +159,27 @@ pub struct Machine {
     pulled: u32,
     /// What was printed.
     pub transcript: Vec<String>,
+}
+
+/// The counters of units that have gone say that everything came back.
+///
+/// # Panics
+/// When they do not.
+pub fn check_counters() {
+    for last in sysctl::take_last() {
+        let number = |leaf: &str| {
+            let (_, n) = last
+                .iter()
+                .find(|(name, _)| name.rsplit('.').next() == Some(leaf))
+                .unwrap_or_else(|| panic!("no counter {leaf}"));
+            *n
+        };
+        assert_eq!(number("submitted"), number("completed"), "{last:?}");
+        assert_eq!(number("outstanding"), 0, "{last:?}");
+        assert_eq!(number("bounce_bytes"), 0, "{last:?}");
+        assert!(number("errors") <= number("completed"), "{last:?}");
+        assert!(number("cancelled") <= number("errors"), "{last:?}");
+    }
 }
 
 /// Where the disk sits: bus 0, target 0, LUN 0.
@@ -213,7 +265,7 @@ impl Machine {
         let mut module = Some(module);
         for _ in 0..2000 {
             match module.take().expect("one module").unload() {
-                Ok(()) => return,
+                Ok(()) => return check_counters(),
                 Err((errno, still)) => {
                     assert_eq!(errno, sys::EBUSY as i32, "unload");
                     module = Some(still);
@@ -235,10 +287,7 @@ impl Sys for Machine {
     }
 
     fn close_all(&mut self) {
-        let fds: Vec<_> = self.process.table.lock().unwrap().keys().copied().collect();
-        for fd in fds {
-            self.process.close(fd);
-        }
+        self.process.exit();
     }
 
     fn ioctl(&mut self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {

@@ -1,10 +1,10 @@
 //! sysctl(9): the module's own oids, by the last part of their names.
 
-use crate::{sys, thread::broken};
+use crate::{lock, memory, sys, thread::broken};
 use std::{
     collections::HashMap,
     ffi::{CStr, c_int, c_void},
-    sync::Mutex,
+    sync::{Mutex, atomic::Ordering},
 };
 
 static OIDS: Mutex<Option<HashMap<String, usize>>> = Mutex::new(None);
@@ -94,4 +94,118 @@ pub(crate) unsafe extern "C" fn sysctl_handle_long(
 ) -> c_int {
     // SAFETY: SYSCTL_ULONG's variable is a long.
     unsafe { store(arg1, req, 8) }
+}
+
+/// sysctl_handle_64(9), for oids that the module adds as it runs; [`value`]
+/// reads their variables.
+pub(crate) unsafe extern "C" fn sysctl_handle_64(
+    _oid: *mut sys::sysctl_oid,
+    arg1: *mut c_void,
+    _arg2: i64,
+    req: *mut sys::sysctl_req,
+) -> c_int {
+    // SAFETY: the oid's variable has 64 bits.
+    unsafe { store(arg1, req, 8) }
+}
+
+/// Oids that came with a context, by the context: names, and variables.
+type Added = HashMap<usize, Vec<(String, usize, usize)>>;
+static ADDED: Mutex<Option<Added>> = Mutex::new(None);
+/// What the oids of freed contexts said in the end.
+static LAST: Mutex<Vec<HashMap<String, u64>>> = Mutex::new(Vec::new());
+
+const OID: &str = "sysctloid";
+
+pub(crate) unsafe extern "C" fn sysctl_ctx_init(context: *mut sys::sysctl_ctx_list) -> c_int {
+    let mut added = ADDED.lock().unwrap();
+    added
+        .get_or_insert_default()
+        .insert(context as usize, Vec::new());
+    0
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe extern "C" fn sysctl_add_oid(
+    context: *mut sys::sysctl_ctx_list,
+    parent: *mut sys::sysctl_oid_list,
+    _number: c_int,
+    name: *const core::ffi::c_char,
+    kind: c_int,
+    arg1: *mut c_void,
+    _arg2: i64,
+    _handler: *const c_void,
+    _fmt: *const core::ffi::c_char,
+    _descr: *const core::ffi::c_char,
+    _label: *const core::ffi::c_char,
+) -> *mut sys::sysctl_oid {
+    lock::may_sleep("sysctl_add_oid");
+    // SAFETY: the caller's NUL-ended name.
+    let name = unsafe { CStr::from_ptr(name) }
+        .to_string_lossy()
+        .into_owned();
+    let flags = sys::M_WAITOK | sys::M_ZERO;
+    let oid = memory::alloc(size_of::<sys::sysctl_oid>(), OID, flags).cast::<sys::sysctl_oid>();
+    let mut guard = ADDED.lock().unwrap();
+    let added = guard.get_or_insert_default();
+    // A node's children are a field of its own.
+    let path = added
+        .values()
+        .flatten()
+        .find(|(_, oid, _)| {
+            let oid = *oid as *mut sys::sysctl_oid;
+            // SAFETY: a live oid; only an address is taken.
+            core::ptr::eq(parent, unsafe { &raw mut (*oid).oid_children })
+        })
+        .map_or(name.clone(), |(parent, ..)| format!("{parent}.{name}"));
+    if added.values().flatten().any(|(other, ..)| *other == path) {
+        drop(guard);
+        broken(&format!("sysctl {path} is there already"));
+    }
+    let is_number = kind as u32 & sys::CTLTYPE == sys::CTLTYPE_U64;
+    let variable = if is_number { arg1 as usize } else { 0 };
+    let Some(of_context) = added.get_mut(&(context as usize)) else {
+        drop(guard);
+        broken("sysctl_add_oid with a context that is not initialised");
+    };
+    of_context.push((path, oid as usize, variable));
+    oid
+}
+
+fn read(variable: usize) -> u64 {
+    // SAFETY: the variable of an oid that is there.
+    unsafe { (*(variable as *const std::sync::atomic::AtomicU64)).load(Ordering::SeqCst) }
+}
+
+pub(crate) unsafe extern "C" fn sysctl_ctx_free(context: *mut sys::sysctl_ctx_list) -> c_int {
+    lock::may_sleep("sysctl_ctx_free");
+    let oids = ADDED
+        .lock()
+        .unwrap()
+        .as_mut()
+        .and_then(|added| added.remove(&(context as usize)));
+    let Some(oids) = oids else {
+        broken("sysctl_ctx_free of a context that is not initialised");
+    };
+    let numbers = oids.iter().filter(|(.., variable)| *variable != 0);
+    let last = numbers
+        .map(|(name, _, variable)| (name.clone(), read(*variable)))
+        .collect();
+    LAST.lock().unwrap().push(last);
+    for (_, oid, _) in oids {
+        memory::dealloc(oid as *mut c_void, OID);
+    }
+    0
+}
+
+/// The value of a number that the module has added, such as `0.submitted`.
+pub fn value(name: &str) -> Option<u64> {
+    let guard = ADDED.lock().unwrap();
+    let mut oids = guard.as_ref()?.values().flatten();
+    let (.., variable) = oids.find(|(other, _, variable)| other == name && *variable != 0)?;
+    Some(read(*variable))
+}
+
+/// What the numbers of units that have gone said in the end, told once.
+pub fn take_last() -> Vec<HashMap<String, u64>> {
+    std::mem::take(&mut LAST.lock().unwrap())
 }

@@ -150,3 +150,15 @@ pub(crate) unsafe extern "C" fn securelevel_gt(_cred: *mut sys::ucred, level: i3
         0
     }
 }
+
+/// Whether threads are root's: they have every privilege.
+pub static PRIVILEGED: AtomicBool = AtomicBool::new(true);
+
+/// priv_check(9).
+pub(crate) unsafe extern "C" fn priv_check(_td: *mut sys::thread, _privilege: i32) -> i32 {
+    if PRIVILEGED.load(Ordering::Relaxed) {
+        0
+    } else {
+        sys::EPERM as i32
+    }
+}

@@ -5,6 +5,12 @@
 //! Every test runs in a process of its own, because a kernel is one to a
 //! process and a broken rule ends it.
 
+mod abort;
+mod counts;
+mod faults;
+mod formats;
+mod life;
+
 use conform::{command::Command, sys::Sys};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
@@ -49,10 +55,27 @@ fn boot(config: Config) -> (Machine, Module) {
     (machine, module)
 }
 
+/// A test's name, and the test.
+type Test = (&'static str, fn());
+
 macro_rules! tests {
     ($($name:ident;)*) => {
-        const TESTS: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
+        /// The tests of this file.
+        pub const TESTS: &[crate::Test] = &[$((stringify!($name), $name)),*];
     };
+}
+use tests;
+
+/// Every test but those of the conformance suite.
+fn all_tests() -> impl Iterator<Item = &'static Test> {
+    let others = [
+        abort::TESTS,
+        counts::TESTS,
+        faults::TESTS,
+        formats::TESTS,
+        life::TESTS,
+    ];
+    TESTS.iter().chain(others.into_iter().flatten())
 }
 
 tests! {
@@ -289,7 +312,7 @@ fn a_failed_zone_is_enomem() {
         machine.close(fd);
         wait_until("no zone is left", || memory::zones().is_empty());
     }
-    assert_eq!(n, 7, "a zone for requests and five for data");
+    assert_eq!(n, 9, "a zone for requests and seven for data");
     machine.unload(module);
 }
 
@@ -1338,10 +1361,10 @@ fn zones_go_with_the_last_open() {
     for fd in &fds {
         queue_and_get(&mut machine, *fd, &command);
     }
-    assert_eq!(memory::zones().len(), 6, "one set a device");
+    assert_eq!(memory::zones().len(), 8, "one set a device");
     machine.close(fds[0]);
     std::thread::sleep(Duration::from_millis(20));
-    assert_eq!(memory::zones().len(), 6);
+    assert_eq!(memory::zones().len(), 8);
     machine.close(fds[1]);
     wait_until("the zones have gone", || memory::zones().is_empty());
     machine.unload(module);
@@ -1361,8 +1384,8 @@ fn the_console_stays_quiet() {
 }
 
 fn the_transcript_is_that_of_pass_but_for_the_listed_differences() {
-    let record = include_str!("../../parity/pass-14.2-BETA1.txt");
-    let differences = include_str!("../../parity/differences.txt");
+    let record = include_str!("../../../parity/pass-14.2-BETA1.txt");
+    let differences = include_str!("../../../parity/differences.txt");
     let lines = |text: &'static str| text.lines().filter(|l| !l.starts_with('#'));
     let (mut machine, module) = boot(Config::default());
     let mut listed: Vec<&str> = lines(differences)
@@ -1517,7 +1540,7 @@ fn child(name: &str) {
     match name.strip_prefix("conform::") {
         Some(case) => conformance(case),
         None => {
-            let test = TESTS.iter().find(|t| t.0 == name).expect("a test");
+            let test = all_tests().find(|t| t.0 == name).expect("a test");
             (test.1)();
         }
     }
@@ -1531,7 +1554,7 @@ fn main() -> ExitCode {
         child(name);
         return ExitCode::SUCCESS;
     }
-    let names = TESTS.iter().map(|t| t.0.to_string()).chain(
+    let names = all_tests().map(|t| t.0.to_string()).chain(
         conform::cases::ALL
             .iter()
             .map(|c| format!("conform::{}", c.name)),

@@ -1,0 +1,113 @@
+//! What a device's counters say: `kern.cam.qpass.N` shows them.
+//!
+//! A request is counted as submitted once it is taken, and as completed once
+//! it has an outcome, both with the device lock held. So whoever holds it sees
+//! `submitted = completed + outstanding`.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A level that goes up and down, and how high it was.
+#[derive(Default)]
+pub struct Gauge {
+    /// Now.
+    pub now: AtomicU64,
+    /// At most so far.
+    pub max: AtomicU64,
+}
+
+impl Gauge {
+    /// Goes up.
+    pub fn add(&self, n: u64) {
+        self.max
+            .fetch_max(self.now.fetch_add(n, Relaxed) + n, Relaxed);
+    }
+
+    /// Comes down.
+    pub fn sub(&self, n: u64) {
+        self.now.fetch_sub(n, Relaxed);
+    }
+}
+
+/// A device's counters, since it arrived.
+#[derive(Default)]
+pub struct Stats {
+    /// Commands taken, queued and synchronous.
+    pub submitted: AtomicU64,
+    /// Commands taken that have no outcome yet.
+    pub outstanding: Gauge,
+    /// Commands that have one.
+    pub completed: AtomicU64,
+    /// Of these, those with a status other than CAM_REQ_CMP.
+    pub errors: AtomicU64,
+    /// Of these, those that were taken back before they were sent.
+    pub cancelled: AtomicU64,
+    /// Bytes copied between processes and bounce buffers.
+    pub copied_bytes: AtomicU64,
+    /// Bytes of bounce buffers in use.
+    pub bounce_bytes: Gauge,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// CAM_REQ_CMP.
+    Good,
+    /// Another status.
+    Error,
+    /// Taken back before it was sent.
+    Cancelled,
+}
+
+impl Outcome {
+    /// Of a command that CAM has answered.
+    pub fn of(good: bool) -> Self {
+        if good { Outcome::Good } else { Outcome::Error }
+    }
+}
+
+impl Stats {
+    /// A command is taken.
+    pub fn submit(&self) {
+        self.submitted.fetch_add(1, Relaxed);
+        self.outstanding.add(1);
+    }
+
+    /// It has an outcome.
+    pub fn complete(&self, outcome: Outcome) {
+        if outcome != Outcome::Good {
+            self.errors.fetch_add(1, Relaxed);
+        }
+        if outcome == Outcome::Cancelled {
+            self.cancelled.fetch_add(1, Relaxed);
+        }
+        self.completed.fetch_add(1, Relaxed);
+        self.outstanding.sub(1);
+    }
+
+    /// So many bytes were copied.
+    pub fn copied(&self, bytes: usize) {
+        self.copied_bytes.fetch_add(bytes as u64, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_submitted_is_completed_or_outstanding() {
+        let stats = Stats::default();
+        for outcome in [Outcome::Good, Outcome::Error, Outcome::Cancelled] {
+            stats.submit();
+            stats.submit();
+            stats.complete(outcome);
+            let [submitted, completed, outstanding] =
+                [&stats.submitted, &stats.completed, &stats.outstanding.now]
+                    .map(|n| n.load(Relaxed));
+            assert_eq!(submitted, completed + outstanding);
+        }
+        assert_eq!(stats.errors.load(Relaxed), 2);
+        assert_eq!(stats.cancelled.load(Relaxed), 1);
+        assert_eq!(stats.outstanding.max.load(Relaxed), 4);
+    }
+}

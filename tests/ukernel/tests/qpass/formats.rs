@@ -1,0 +1,282 @@
+//! Data that is neither one user buffer nor a list of them.
+
+use super::*;
+use ukernel::disk::PHYSICAL;
+
+tests! {
+    an_mmc_command_goes_through;
+    an_mmc_command_with_bad_data_is_refused;
+    a_physical_address_needs_every_permission;
+    a_physical_address_reaches_the_device_untouched;
+    a_physical_list_reaches_the_device_untouched;
+    a_user_supplied_ccb_goes_through;
+}
+
+const EPERM: i32 = sys::EPERM as i32;
+
+/// Sets up an XPT_MMC_IO with its struct mmc_data at the start of the buffer
+/// and its data at 4096.
+fn mmc(command: &mut Command, opcode: u32, flags: u32, len: usize) {
+    let base = command.data.address();
+    // SAFETY: plain data.
+    unsafe {
+        *command.ccb.ccb_mut() = core::mem::zeroed();
+        let io = &mut command.ccb.ccb_mut().mmcio;
+        io.ccb_h.func_code = sys::XPT_MMC_IO;
+        io.ccb_h.flags = flags | sys::CAM_DEV_QFRZDIS;
+        io.ccb_h.timeout = 10_000;
+        io.cmd.opcode = opcode;
+        io.cmd.arg = 7;
+        io.cmd.data = base as *mut sys::mmc_data;
+        io.cmd.mrq = 0x1111 as *mut sys::mmc_request;
+        io.stop.mrq = 0x2222 as *mut sys::mmc_request;
+        io.stop.data = 0x3333 as *mut sys::mmc_data;
+        let mut data: sys::mmc_data = core::mem::zeroed();
+        data.len = len;
+        data.data = (base + 4096) as *mut core::ffi::c_void;
+        data.mrq = 0x4444 as *mut sys::mmc_request;
+        let bytes = core::slice::from_raw_parts((&raw const data).cast::<u8>(), size_of_val(&data));
+        command.data.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+fn mmc_data(command: &Command) -> sys::mmc_data {
+    // SAFETY: plain data, put there by mmc().
+    unsafe { core::ptr::read_unaligned(command.data.bytes().as_ptr().cast::<sys::mmc_data>()) }
+}
+
+fn an_mmc_command_goes_through() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 4096 + 8192);
+    for (opcode, direction) in [(25, sys::CAM_DIR_OUT), (18, sys::CAM_DIR_IN)] {
+        let fill = if opcode == 25 { 0x42 } else { 0 };
+        command.data.bytes_mut()[4096..].fill(fill);
+        mmc(&mut command, opcode, direction, 8192);
+        command.send(&mut machine, fd).expect("send");
+        assert!(command.data.bytes()[4096..].iter().all(|b| *b == 0x42));
+        let base = command.data.address();
+        // SAFETY: plain data.
+        let io = unsafe { &command.ccb.ccb().mmcio };
+        assert_eq!(io.ccb_h.status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP);
+        assert_eq!(io.cmd.resp[0], 0x900);
+        assert_eq!(
+            (io.cmd.data as usize, io.cmd.mrq as usize),
+            (base, 0x1111),
+            "the user's own pointers come back"
+        );
+        assert_eq!(
+            (io.stop.data as usize, io.stop.mrq as usize),
+            (0x3333, 0x2222)
+        );
+        let data = mmc_data(&command);
+        assert_eq!(data.xfer_len, 8192, "what the SIM has written comes back");
+        assert_eq!(
+            (data.data as usize, data.mrq as usize),
+            (base + 4096, 0x4444)
+        );
+    }
+    // Without data.
+    mmc(&mut command, 13, sys::CAM_DIR_NONE, 0);
+    command.send(&mut machine, fd).expect("send");
+    // SAFETY: plain data.
+    assert_eq!(unsafe { command.ccb.ccb().mmcio.cmd.resp[0] }, 0x900);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn an_mmc_command_with_bad_data_is_refused() {
+    let (mut machine, module) = boot(Config {
+        maxio: 65536,
+        ..Config::default()
+    });
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 4096 + 8192);
+    mmc(&mut command, 18, sys::CAM_DIR_IN, 8192);
+    assert_eq!(
+        command.queue(&mut machine, fd),
+        Err(sys::EINVAL as i32),
+        "synchronous only, as in pass(4)"
+    );
+    let mut sent = |spoil: fn(&mut sys::ccb, &mut sys::mmc_data)| {
+        mmc(&mut command, 18, sys::CAM_DIR_IN, 8192);
+        let at = command
+            .data
+            .bytes_mut()
+            .as_mut_ptr()
+            .cast::<sys::mmc_data>();
+        // SAFETY: put there by mmc(), page aligned.
+        spoil(command.ccb.ccb_mut(), unsafe { &mut *at });
+        command.send(&mut machine, fd)
+    };
+    assert_eq!(
+        sent(|ccb, _| ccb.mmcio.cmd.data = 0x1000 as *mut sys::mmc_data),
+        Err(EFAULT)
+    );
+    assert_eq!(
+        sent(|_, data| data.data = 0x1000 as *mut core::ffi::c_void),
+        Err(EFAULT)
+    );
+    for len in [65537, usize::MAX, 1 << 32] {
+        mmc(&mut command, 18, sys::CAM_DIR_IN, len);
+        assert_eq!(command.send(&mut machine, fd), Err(sys::E2BIG as i32));
+    }
+    let mut sent = |blocks: (usize, usize)| {
+        mmc(&mut command, 18, sys::CAM_DIR_IN, 8192);
+        let at = command
+            .data
+            .bytes_mut()
+            .as_mut_ptr()
+            .cast::<sys::mmc_data>();
+        // SAFETY: put there by mmc(), page aligned.
+        let data = unsafe { &mut *at };
+        data.flags = sys::MMC_DATA_BLOCK_SIZE;
+        (data.block_size, data.block_count) = blocks;
+        command.send(&mut machine, fd)
+    };
+    assert_eq!(sent((512, 17)), Err(sys::EINVAL as i32));
+    assert_eq!(sent((usize::MAX, 2)), Err(sys::EINVAL as i32));
+    assert_eq!(sent((512, 16)), Ok(()));
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn physical(command: &mut Command, at: usize) {
+    command.rw10(true, 0, 8);
+    command.hdr().flags |= sys::CAM_DATA_PADDR;
+    command.csio().data_ptr = at as *mut u8;
+}
+
+fn a_physical_address_needs_every_permission() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let memory = memory::alloc(4096, "physical", sys::M_WAITOK | sys::M_ZERO);
+    let mut command = Command::new(&mut machine, 0);
+    let mut refused = |machine: &mut Machine, why: &str| {
+        physical(&mut command, memory as usize);
+        assert_eq!(command.queue(machine, fd), Err(EPERM), "{why}");
+        assert_eq!(command.send(machine, fd), Err(EPERM), "{why}, synchronous");
+    };
+    refused(&mut machine, "allow_paddr is 0");
+    sysctl::set("allow_paddr", 1);
+    thread::PRIVILEGED.store(false, Ordering::SeqCst);
+    refused(&mut machine, "no privilege");
+    thread::PRIVILEGED.store(true, Ordering::SeqCst);
+    thread::SECURELEVEL.store(1, Ordering::SeqCst);
+    refused(&mut machine, "securelevel 1");
+    assert_eq!(PHYSICAL.load(Ordering::SeqCst), 0);
+    thread::SECURELEVEL.store(0, Ordering::SeqCst);
+    physical(&mut command, memory as usize);
+    command.send(&mut machine, fd).expect("send");
+    assert_eq!(PHYSICAL.load(Ordering::SeqCst), 1);
+    memory::dealloc(memory, "physical");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_physical_address_reaches_the_device_untouched() {
+    let (mut machine, module) = boot(Config::default());
+    sysctl::set("allow_paddr", 1);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let flags = sys::M_WAITOK | sys::M_ZERO;
+    let memory = memory::alloc(4096, "physical", flags).cast::<u8>();
+    // SAFETY: just allocated.
+    unsafe { core::ptr::write_bytes(memory, 0x77, 4096) };
+    let mut command = Command::new(&mut machine, 4096);
+    for synchronous in [false, true] {
+        physical(&mut command, memory as usize);
+        if synchronous {
+            command.send(&mut machine, fd).expect("send");
+        } else {
+            queue_and_get(&mut machine, fd, &command);
+        }
+        assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+        assert_eq!(command.csio().data_ptr, memory);
+        assert_ne!(command.hdr().flags & sys::CAM_DATA_PADDR, 0);
+    }
+    assert_eq!(PHYSICAL.load(Ordering::SeqCst), 2);
+    assert_eq!(sysctl::value("0.copied_bytes"), Some(0));
+    command.rw10(false, 0, 8);
+    queue_and_get(&mut machine, fd, &command);
+    assert!(command.data.bytes()[..4096].iter().all(|b| *b == 0x77));
+    memory::dealloc(memory.cast(), "physical");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_physical_list_reaches_the_device_untouched() {
+    let (mut machine, module) = boot(Config::default());
+    sysctl::set("allow_paddr", 1);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let memory = memory::alloc(4096, "physical", sys::M_WAITOK | sys::M_ZERO);
+    let mut command = Command::new(&mut machine, 4096);
+    let mut list = conform::sys::Memory::new(&mut machine, 4096);
+    for (i, (at, len)) in [(0, 1000), (1000, 3096)].into_iter().enumerate() {
+        let segment = [memory as u64 + at, len];
+        for (j, word) in segment.iter().enumerate() {
+            list.bytes_mut()[i * 16 + j * 8..][..8].copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+    let build = |command: &mut Command, count: u16| {
+        command.rw10(true, 0, 8);
+        command.hdr().flags |= sys::CAM_DATA_SG_PADDR;
+        command.csio().data_ptr = list.address() as *mut u8;
+        command.csio().sglist_cnt = count;
+    };
+    for synchronous in [false, true] {
+        build(&mut command, 2);
+        if synchronous {
+            command.send(&mut machine, fd).expect("send");
+        } else {
+            queue_and_get(&mut machine, fd, &command);
+        }
+        assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+        assert_eq!(command.csio().data_ptr as usize, list.address());
+        assert_eq!(command.csio().sglist_cnt, 2);
+        // One segment is not enough for the transfer.
+        build(&mut command, 1);
+        let einval = Err(sys::EINVAL as i32);
+        if synchronous {
+            assert_eq!(command.send(&mut machine, fd), einval);
+        } else {
+            assert_eq!(command.queue(&mut machine, fd), einval);
+        }
+    }
+    assert_eq!(PHYSICAL.load(Ordering::SeqCst), 2);
+    memory::dealloc(memory, "physical");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_user_supplied_ccb_goes_through() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    for (func_code, status) in [
+        (sys::XPT_REPROBE_LUN, sys::CAM_REQ_CMP),
+        (sys::XPT_ACCEPT_TARGET_IO, sys::CAM_FUNC_NOTAVAIL),
+        (sys::XPT_NOTIFY_ACKNOWLEDGE, sys::CAM_FUNC_NOTAVAIL),
+    ] {
+        both_ways(
+            &mut machine,
+            fd,
+            &mut command,
+            |c| {
+                c.immediate(func_code);
+                c.set_private(0, 0xabcd);
+            },
+            |c| {
+                assert_eq!(c.hdr().status & sys::CAM_STATUS_MASK, status);
+                assert_eq!(c.private(0), 0xabcd);
+            },
+        );
+    }
+    // One that is under way when its open is closed is freed when it comes.
+    command.immediate(sys::XPT_IMMEDIATE_NOTIFY);
+    command.queue(&mut machine, fd).expect("queue");
+    machine.close(fd);
+    let (errno, module) = module.unload().expect_err("refused");
+    assert_eq!(errno, EBUSY);
+    cam::give_notifies_back(machine.device());
+    machine.unload(module);
+}
