@@ -194,6 +194,8 @@ pub struct Fields {
     pub segments: u16,
     /// XPT_DEV_ADVINFO: CDAI_FLAG_STORE is set.
     pub stores: bool,
+    /// XPT_CALC_GEOMETRY: `block_size` in bytes.
+    pub block_size: u32,
 }
 
 impl Operation {
@@ -248,6 +250,8 @@ impl Operation {
                     transfer(Field::SmpResponse, Direction::In, fields.lens[1])?,
                 ],
             ),
+            // Several SIMs divide by the number of blocks in a megabyte.
+            sys::XPT_CALC_GEOMETRY if fields.block_size > 1 << 20 => Err(EINVAL),
             sys::XPT_RESET_DEV
             | sys::XPT_MMC_SET_TRAN_SETTINGS
             | sys::XPT_MMC_GET_TRAN_SETTINGS => device(Format::Address, [None, None]),
@@ -465,6 +469,20 @@ mod tests {
         assert_eq!(format(sys::CAM_DATA_SG_PADDR, 512), Err(EINVAL));
         assert!(Format::Physical.is_physical() && Format::PhysicalList(1).is_physical());
         assert!(!Format::Address.is_physical() && !Format::List(1).is_physical());
+    }
+
+    #[test]
+    fn no_sim_divides_by_zero_blocks_in_a_megabyte() {
+        let geometry = |block_size| {
+            Operation::parse(&Fields {
+                func_code: sys::XPT_CALC_GEOMETRY,
+                block_size,
+                ..Fields::default()
+            })
+        };
+        assert_eq!(geometry(512), Ok(Operation::NOTHING));
+        assert_eq!(geometry(1 << 20), Ok(Operation::NOTHING));
+        assert_eq!(geometry((1 << 20) + 1), Err(EINVAL));
     }
 
     #[test]

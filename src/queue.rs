@@ -16,7 +16,6 @@ use crate::{
         selinfo::SelInfo,
         shared::Shared,
         tunable,
-        user::UserPtr,
         zone::ZoneBox,
     },
     limits::{Account, Limits},
@@ -139,15 +138,10 @@ impl Queue {
         self.state.lock().outstanding.remove(request);
     }
 
-    /// What the first request of the open that came with the CCB at `user_ccb`
-    /// and that `look` has an answer for answers.
-    pub fn find<R>(&self, user_ccb: UserPtr, look: impl Fn(&Ticket) -> Option<R>) -> Option<R> {
-        let state = self.state.lock();
-        let mut tickets = state.outstanding.iter();
-        tickets
-            .by_ref()
-            .filter(|ticket| ticket.user_ccb == user_ccb)
-            .find_map(look)
+    /// What the first request of the open that `look` has an answer for
+    /// answers.
+    pub fn find<R>(&self, look: impl Fn(&Ticket) -> Option<R>) -> Option<R> {
+        self.state.lock().outstanding.iter().find_map(look)
     }
 
     /// Whether nobody reaps any more.
@@ -271,6 +265,7 @@ impl Open {
     /// what is done is freed, and what is sent is freed when it completes.
     pub fn close(this: &Shared<Self>) {
         if let Ok(unit) = this.unit() {
+            unit.abort_waiting(this);
             let mut held = this.periph.lock();
             let cancelled = unit.cancel_queued(&mut held, this);
             // Freed with no lock held.

@@ -31,6 +31,7 @@ use crate::{
     queue::{Charge, Open},
     sg::Segment,
 };
+use core::sync::atomic::{AtomicBool, Ordering};
 use sys_bindings as sys;
 
 /// See the module's page.
@@ -55,6 +56,21 @@ pub struct Ticket {
     pub user_ccb: UserPtr,
     /// The CCB that CAM has, while it has it.
     pub sent: Sent,
+    /// It may wait for others for ever (Route::UserCcb): who closes the open
+    /// aborts it, once.
+    to_abort: AtomicBool,
+}
+
+impl Ticket {
+    /// Whether it is to be aborted with its open; asked once.
+    pub fn take_abort(&self) -> bool {
+        self.to_abort.swap(false, Ordering::Relaxed)
+    }
+
+    /// The same, not asked yet.
+    pub fn is_to_abort(&self) -> bool {
+        self.to_abort.load(Ordering::Relaxed)
+    }
 }
 
 impl Node for Ticket {
@@ -117,6 +133,7 @@ impl Request {
             links: Links::new(),
             user_ccb,
             sent: Sent::none(),
+            to_abort: AtomicBool::new(operation.route == Route::UserCcb),
         };
         let mut request = ZoneBox::new(request, ticket);
         request.set_up_data()?;

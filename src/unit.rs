@@ -387,11 +387,41 @@ impl Unit {
             ccb.set_status(sys::CAM_REQ_CMP);
             return Some(request);
         }
-        match open.queue.find(target, |ticket| ticket.sent.get(held)) {
+        let under_way = open.queue.find(|ticket| {
+            let is_it = ticket.user_ccb == target;
+            is_it.then(|| ticket.sent.get(held)).flatten()
+        });
+        match under_way {
             Some(under_way) => under_way.abort(ccb),
             None => ccb.set_status(sys::CAM_UA_ABORT),
         }
         None
+    }
+
+    /// Aborts what waits for others and not for the device, as its open is
+    /// closed. Sleeps.
+    pub fn abort_waiting(&self, open: &Shared<Open>) {
+        let waiting = open.queue.find(|ticket| ticket.is_to_abort().then_some(()));
+        if waiting.is_none() {
+            return;
+        }
+        let mut own = OwnCcb::alloc();
+        let ccb = own.ccb_mut();
+        let mut held = open.periph().lock();
+        loop {
+            ccb.hdr_mut().func_code = sys::XPT_ABORT;
+            ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, &mut held);
+            let under_way = open.queue.find(|ticket| {
+                let is_one = ticket.take_abort();
+                is_one.then(|| ticket.sent.get(&held)).flatten()
+            });
+            match under_way {
+                Some(under_way) => under_way.abort(ccb),
+                None => break,
+            }
+        }
+        // The CCB is freed with no lock held.
+        drop::<Held>(held);
     }
 
     /// CAM has a CCB: sends the request that waited longest.

@@ -206,7 +206,8 @@ impl Ccb {
     /// The fields that decide what becomes of the CCB.
     pub fn fields(&self) -> Fields {
         let hdr = self.hdr();
-        let (mut lens, mut segments, mut stores) = ([0; 2], 0, false);
+        let (mut lens, mut segments) = ([0; 2], 0);
+        let (mut stores, mut block_size) = (false, 0);
         // SAFETY: plain data, whichever member was written.
         unsafe {
             match hdr.func_code {
@@ -228,6 +229,7 @@ impl Ccb {
                     lens[0] = self.0.cdai.bufsiz as u64;
                     stores = self.0.cdai.flags & sys::CDAI_FLAG_STORE != 0;
                 }
+                sys::XPT_CALC_GEOMETRY => block_size = self.0.ccg.block_size,
                 _ => {}
             }
         }
@@ -237,6 +239,7 @@ impl Ccb {
             lens,
             segments,
             stores,
+            block_size,
         }
     }
 

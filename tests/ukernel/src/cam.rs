@@ -493,6 +493,7 @@ pub fn detach(device: &Arc<Device>) {
     if let Some(sim) = &device.sim {
         sim.pull();
     }
+    give_notifies_back(device);
     EDT.devices
         .lock()
         .unwrap()
@@ -519,10 +520,7 @@ pub fn unfreeze(device: &Device) {
 pub fn give_notifies_back(device: &Device) {
     let notifies = core::mem::take(&mut device.state.lock().unwrap().notifies);
     for ccb in notifies {
-        let ccb = ccb as *mut sys::ccb;
-        // SAFETY: the SIM's until now.
-        unsafe { (*ccb).ccb_h.status = sys::CAM_REQ_ABORTED };
-        done(ccb, false);
+        done_with(ccb as *mut sys::ccb, sys::CAM_REQ_ABORTED, false);
     }
 }
 
@@ -593,6 +591,8 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             | sys::XPT_NVME_ADMIN
             | sys::XPT_SMP_IO
             | sys::XPT_MMC_IO
+            | sys::XPT_MMC_GET_TRAN_SETTINGS
+            | sys::XPT_MMC_SET_TRAN_SETTINGS
             | sys::XPT_RESET_DEV
             | sys::XPT_CONT_TARGET_IO => {
                 let mut state = device.state.lock().unwrap();
@@ -665,15 +665,19 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             sys::XPT_DEV_ADVINFO => advinfo(&device, &mut (*ccb).cdai),
             sys::XPT_ABORT => (*ccb).ccb_h.status = abort(&device, (*ccb).cab.abort_ccb),
             sys::XPT_IMMEDIATE_NOTIFY => {
-                device.state.lock().unwrap().notifies.push(ccb as usize);
+                let mut state = device.state.lock().unwrap();
+                if state.configured {
+                    state.notifies.push(ccb as usize);
+                } else {
+                    drop(state);
+                    done_with(ccb, sys::CAM_DEV_NOT_THERE, false);
+                }
             }
             sys::XPT_REPROBE_LUN => {
-                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
-                done(ccb, false);
+                done_with(ccb, sys::CAM_REQ_CMP, false);
             }
             sys::XPT_ACCEPT_TARGET_IO | sys::XPT_IMMED_NOTIFY | sys::XPT_NOTIFY_ACKNOWLEDGE => {
-                (*ccb).ccb_h.status = sys::CAM_FUNC_NOTAVAIL;
-                done(ccb, false);
+                done_with(ccb, sys::CAM_FUNC_NOTAVAIL, false);
             }
             sys::XPT_PATH_STATS => (*ccb).ccb_h.status = sys::CAM_REQ_CMP,
             sys::XPT_CALC_GEOMETRY => {
@@ -684,7 +688,14 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                 geometry.cylinders = (geometry.volume_size / (255 * 63)) as u32;
                 geometry.ccb_h.status = sys::CAM_REQ_CMP;
             }
-            _ => (*ccb).ccb_h.status = sys::CAM_PROVIDE_FAIL,
+            // The SIM's to answer, and this one does not know them.
+            sys::XPT_EN_LUN
+            | sys::XPT_NOTIFY_ACK
+            | sys::XPT_GET_SIM_KNOB
+            | sys::XPT_SET_SIM_KNOB => (*ccb).ccb_h.status = sys::CAM_REQ_INVALID,
+            opcode => broken(&format!(
+                "CAM prints that it does not know opcode {opcode:#x}"
+            )),
         }
     }
 }
@@ -709,9 +720,7 @@ fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> sys::cam_status {
     }
     drop(state);
     if queued || notify {
-        // SAFETY: a live CCB, which nobody else has now.
-        unsafe { (*target).ccb_h.status = sys::CAM_REQ_ABORTED };
-        done(target, queued);
+        done_with(target, sys::CAM_REQ_ABORTED, queued);
         return sys::CAM_REQ_CMP;
     }
     match &device.sim {
@@ -805,6 +814,13 @@ pub(crate) fn done(ccb: *mut sys::ccb, freeze: bool) {
         unsafe { (*ccb).ccb_h.status |= sys::CAM_DEV_QFRZN };
     }
     DONE.put(ccb as usize);
+}
+
+/// The same, with that status.
+pub(crate) fn done_with(ccb: *mut sys::ccb, status: sys::cam_status, freeze: bool) {
+    // SAFETY: the CCB is the SIM's until now.
+    unsafe { (*ccb).ccb_h.status = status };
+    done(ccb, freeze);
 }
 
 fn complete(ccb: usize) {

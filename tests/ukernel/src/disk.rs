@@ -451,9 +451,7 @@ impl Sim for RamDisk {
             return false;
         }
         drop(jobs);
-        // SAFETY: taken off the SIM's own list just now.
-        unsafe { (*ccb).ccb_h.status = sys::CAM_REQ_ABORTED };
-        cam::done(ccb, true);
+        cam::done_with(ccb, sys::CAM_REQ_ABORTED, true);
         true
     }
 

@@ -36,7 +36,8 @@ fn counters_are_true_while_commands_are_under_way() {
         command.get(&mut machine, fd).expect("get");
         let [submitted, completed, outstanding, _] = counters(0);
         assert_eq!(submitted, 40);
-        assert!(completed >= n && completed + outstanding >= 40);
+        // Read one after the other, while commands complete.
+        assert!(completed >= n && completed + outstanding <= 40);
     }
     assert_eq!(counters(0), [40, 40, 0, 0]);
     assert_eq!(sysctl::value("0.outstanding_max"), Some(40));
@@ -94,13 +95,12 @@ fn the_devices_request_limit_is_eagain_for_all_its_opens() {
     machine.close(fds[0]);
     // The close has given back its two, once the disk has.
     let queued = AtomicU64::new(0);
-    let sys = std::cell::RefCell::new(Shared(&machine));
+    let sys = || Shared(&machine);
     wait_until("there is room", || {
-        let ok = command.queue(&mut *sys.borrow_mut(), fds[1]).is_ok();
+        let ok = command.queue(&mut sys(), fds[1]).is_ok();
         queued.fetch_add(u64::from(ok), Ordering::SeqCst) + u64::from(ok) == 2
     });
-    assert_eq!(command.queue(&mut *sys.borrow_mut(), fds[2]), Err(EAGAIN));
-    drop(sys);
+    assert_eq!(command.queue(&mut sys(), fds[2]), Err(EAGAIN));
     machine.close(fds[1]);
     machine.close(fds[2]);
     machine.unload(module);
@@ -189,6 +189,8 @@ fn an_outstanding_request_costs_what_the_page_says() {
         maxio: 16 << 20,
         ..Config::default()
     });
+    // The alias of the node is made, if it is.
+    ukernel::task::drain();
     machine.disk().stuck.store(true, Ordering::SeqCst);
     let mut wrong = 0;
     for (len, data, all) in rows {

@@ -1328,6 +1328,11 @@ fn random_ccb(random: &mut fastrand::Rng, command: &mut Command, list: &mut conf
         0 => command.test_unit_ready(),
         1 => command.immediate(random.u32(..0xfff)),
         2 => command.inquiry(random.u8(..)),
+        4 if random.bool() => {
+            // What is under way, now and then.
+            command.immediate(sys::XPT_ABORT);
+            command.ccb.ccb_mut().cab.abort_ccb = command.ccb.address() as *mut sys::ccb;
+        }
         3 => {
             command.rw10(false, 0, blocks);
             let len = usize::from(blocks) * 512;
