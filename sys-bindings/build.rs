@@ -57,6 +57,7 @@ const FUNCTIONS: &[&str] = &[
 ];
 const TYPES: &[&str] = &[
     "ccb(_.*)?",
+    "ccb_hdr_0x1[78]",
     "cam_(periph|path|status|flags|periph_map_info)",
     "cam_status",
     "ccb_flags",
@@ -133,7 +134,7 @@ const VARIABLES: &[&str] = &[
     "IOCDBLEN",
     "IOC_.*",
     "QPC_.*",
-    "SYS_(close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|dup|getpid|sync|mprotect|kldstat|kldfind)",
+    "SYS_(close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
     "MDT_.*",
     "SSD_.*",
     "PROTO_.*",
@@ -145,6 +146,7 @@ const VARIABLES: &[&str] = &[
     "MAP_.*",
     "PROT_.*",
     "RB_.*",
+    "KENV_GET",
     "UMA_.*",
     "T_(DIRECT|SEQUENTIAL|ENCLOSURE)",
     "MSG_SIMPLE_Q_TAG",

@@ -5,6 +5,7 @@
 #include <sys/param.h>
 #include <sys/systm.h>
 #include <sys/kernel.h>
+#include <sys/kenv.h>
 #include <sys/bio.h>
 #include <sys/bus.h>
 #include <sys/conf.h>
@@ -70,3 +71,10 @@ static const unsigned long QPC_CAMIOCOMMAND = CAMIOCOMMAND;
 static const unsigned long QPC_CAMIOQUEUE = CAMIOQUEUE;
 static const unsigned long QPC_CAMIOGET = CAMIOGET;
 static const unsigned long QPC_CAMGETPASSTHRU = CAMGETPASSTHRU;
+static const unsigned long QPC_CAMIOCOMMAND_0x17 = CAMIOCOMMAND_0x17;
+static const unsigned long QPC_CAMIOCOMMAND_0x18 = CAMIOCOMMAND_0x18;
+static const unsigned long QPC_CAMIOCOMMAND_0x19 = CAMIOCOMMAND_0x19;
+static const unsigned long QPC_CAMIOQUEUE_0x19 = CAMIOQUEUE_0x19;
+static const unsigned long QPC_CAMIOGET_0x19 = CAMIOGET_0x19;
+static const unsigned long QPC_CAM_0X17_DATA_LEN = CAM_0X17_DATA_LEN;
+static const unsigned long QPC_CAM_0X18_DATA_LEN = CAM_0X18_DATA_LEN;

@@ -27,6 +27,11 @@ pub trait Sys {
     fn open(&mut self, path: &str, flags: i32) -> Result<Fd, Errno>;
     /// close(2).
     fn close(&mut self, fd: Fd);
+    /// dup(2).
+    ///
+    /// # Errors
+    /// The errno.
+    fn dup(&mut self, fd: Fd) -> Result<Fd, Errno>;
     /// Closes every descriptor that a case may have left.
     fn close_all(&mut self);
     /// ioctl(2).

@@ -52,12 +52,18 @@ impl CPath {
 /// This kernel.
 pub struct FreeBsd {
     held: Option<(Memory, usize)>,
+    has_monitor: bool,
+    replaces: bool,
 }
 
 impl FreeBsd {
     /// The calling process.
     pub const fn new() -> Self {
-        FreeBsd { held: None }
+        FreeBsd {
+            held: None,
+            has_monitor: false,
+            replaces: false,
+        }
     }
 
     /// Keeps what is printed until [`flush`](Self::flush): the kernel prints
@@ -142,6 +148,11 @@ impl Sys for FreeBsd {
     fn close(&mut self, fd: Fd) {
         // SAFETY: a number.
         let _ = unsafe { syscall(sys::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
+    }
+
+    fn dup(&mut self, fd: Fd) -> Result<Fd, Errno> {
+        // SAFETY: a number.
+        unsafe { syscall(sys::SYS_dup, [fd as usize, 0, 0, 0, 0, 0]) }.map(|fd| fd as Fd)
     }
 
     fn close_all(&mut self) {
@@ -247,14 +258,74 @@ impl Sys for FreeBsd {
     }
 
     fn can_depart(&self) -> bool {
-        false
+        self.has_monitor
     }
 
     fn depart(&mut self) {
-        unreachable!("no monitor to pull the device with")
+        self.ask_monitor("pull", |sys| sys.node().is_err());
     }
 
     fn arrive(&mut self) {
-        unreachable!("no monitor to put a device in with")
+        // The old unit's number is free again a moment after its last use.
+        self.sleep_ms(200);
+        self.ask_monitor("plug", |sys| sys.node().is_ok());
+    }
+}
+
+/// Where the disk is, whatever the module's nodes are called.
+const DISKS: [&str; 2] = ["/dev/qpass0", "/dev/pass0"];
+
+impl FreeBsd {
+    /// Opens the disk under test, for a moment.
+    fn node(&mut self) -> Result<(), Errno> {
+        let mut last = Err(sys::ENOENT as Errno);
+        // With pass(4) in the kernel, its own node is there as well.
+        let names = if self.replaces {
+            &DISKS[1..]
+        } else {
+            &DISKS[..1]
+        };
+        for name in names {
+            last = self.open(name, sys::O_RDWR as i32).map(|fd| self.close(fd));
+        }
+        last
+    }
+
+    /// Whether scripts/vm watches the console and has QEMU's monitor, and
+    /// whether the nodes are called pass.
+    pub fn look_around(&mut self) {
+        self.has_monitor = self.has_tunable("qpass.monitor");
+        self.replaces = self.has_tunable("hw.qpass.replace") && self.node().is_err();
+    }
+
+    fn has_tunable(&mut self, name: &str) -> bool {
+        let name = CPath::new(name);
+        let mut value = [0u8; 16];
+        let args = [
+            sys::KENV_GET as usize,
+            name.address(),
+            value.as_mut_ptr() as usize,
+            value.len(),
+            0,
+            0,
+        ];
+        // SAFETY: the name and the buffer live for the call.
+        unsafe { syscall(sys::SYS_kenv, args) }.is_ok()
+    }
+
+    /// Says on the console what scripts/vm shall have the monitor do, and
+    /// waits until it is done.
+    fn ask_monitor(&mut self, what: &str, done: impl Fn(&mut Self) -> bool) {
+        self.print("");
+        self.write(b"guest: monitor: ");
+        self.write(what.as_bytes());
+        self.write(b"\n");
+        for _ in 0..600 {
+            if done(self) {
+                return;
+            }
+            self.sleep_ms(50);
+        }
+        panic!("the monitor does not {what}");
     }
 }

@@ -31,6 +31,7 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
         })?;
         say!(sys, "guest: round {round}: qpass.ko loaded, file id {id}");
         let node = wait_for(sys, NODES)?;
+        sys.look_around();
         say!(sys, "guest: testing {node}");
         let score = conform::run(sys, node);
         total.passed += score.passed;

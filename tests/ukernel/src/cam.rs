@@ -1484,23 +1484,81 @@ pub(crate) unsafe extern "C" fn cam_periph_ioctl(
     0
 }
 
-/// The requests of older CAM versions that cam_compat translates.
-const TRANSLATED: std::ops::RangeInclusive<u64> = 0x16..=0x19;
+type IoctlFn =
+    unsafe extern "C" fn(*mut sys::cdev, u64, *mut c_char, c_int, *mut sys::thread) -> c_int;
 
-/// cam_compat_ioctl(): the layouts of older versions are not known here, and
-/// a test that needs them runs on a real kernel.
+/// Copies the fields that an older header has between it and today's.
+macro_rules! header_fields {
+    ($to:expr, $from:expr) => {
+        header_fields!($to, $from, pinfo xpt_links sim_links periph_links cbfcnp
+            func_code status path path_id target_id flags periph_priv sim_priv timeout)
+    };
+    ($to:expr, $from:expr, $($field:ident)*) => {
+        $((*$to).$field = (*$from).$field;)*
+    };
+}
+
+/// The same layout of `H` and today's CCB, one after the other: what the
+/// module sees is today's.
+macro_rules! with_older_header {
+    ($header:ty, $data_len:expr, $dev:expr, $data:expr, $flag:expr, $td:expr, $back:expr) => {{
+        let old = $data.cast::<$header>();
+        let ccb = xpt_alloc_ccb();
+        let hdr = &raw mut (*ccb).ccb_h;
+        let payloads = (hdr.add(1).cast::<u8>(), old.add(1).cast::<u8>());
+        header_fields!(hdr, old);
+        (*hdr).target_lun = u64::from((*old).target_lun);
+        (*hdr).retry_count = (*old).retry_count as u16;
+        core::ptr::copy_nonoverlapping(payloads.1, payloads.0, $data_len as usize);
+        let error = $back($dev, sys::QPC_CAMIOCOMMAND, ccb.cast(), $flag, $td);
+        header_fields!(old, hdr);
+        (*old).target_lun = (*hdr).target_lun as u32;
+        (*old).retry_count = u32::from((*hdr).retry_count);
+        core::ptr::copy_nonoverlapping(payloads.0, payloads.1, $data_len as usize);
+        xpt_free_ccb(ccb);
+        error
+    }};
+}
+
+/// cam_compat_ioctl(): versions 0x17 and 0x18 have another header, 0x19 other
+/// numbers.
 pub(crate) unsafe extern "C" fn cam_compat_ioctl(
-    _dev: *mut sys::cdev,
+    dev: *mut sys::cdev,
     cmd: u64,
-    _data: *mut c_char,
-    _flag: c_int,
-    _td: *mut sys::thread,
-    _back: *const c_void,
+    data: *mut c_char,
+    flag: c_int,
+    td: *mut sys::thread,
+    back: Option<IoctlFn>,
 ) -> c_int {
-    if TRANSLATED.contains(&(cmd >> 8 & 0xff)) {
-        broken("a request of an older CAM version, which is not translated here");
+    let back = back.expect("a callback");
+    // SAFETY: the buffer is as long as the request's number says; the module's
+    // own callback, with today's number for the same call.
+    unsafe {
+        match cmd {
+            sys::QPC_CAMIOCOMMAND_0x17 => with_older_header!(
+                sys::ccb_hdr_0x17,
+                sys::QPC_CAM_0X17_DATA_LEN,
+                dev,
+                data,
+                flag,
+                td,
+                back
+            ),
+            sys::QPC_CAMIOCOMMAND_0x18 => with_older_header!(
+                sys::ccb_hdr_0x18,
+                sys::QPC_CAM_0X18_DATA_LEN,
+                dev,
+                data,
+                flag,
+                td,
+                back
+            ),
+            sys::QPC_CAMIOCOMMAND_0x19 => back(dev, sys::QPC_CAMIOCOMMAND, data, flag, td),
+            sys::QPC_CAMIOQUEUE_0x19 => back(dev, sys::QPC_CAMIOQUEUE, data, flag, td),
+            sys::QPC_CAMIOGET_0x19 => back(dev, sys::QPC_CAMIOGET, data, flag, td),
+            _ => sys::ENOTTY as c_int,
+        }
     }
-    sys::ENOTTY as c_int
 }
 
 /// Registers a driver of the kernel's own, with no unit.

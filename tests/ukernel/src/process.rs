@@ -286,6 +286,10 @@ impl Sys for Machine {
         self.process.close(fd);
     }
 
+    fn dup(&mut self, fd: Fd) -> Result<Fd, Errno> {
+        self.process.dup(fd)
+    }
+
     fn close_all(&mut self) {
         self.process.exit();
     }
