@@ -295,6 +295,7 @@ impl FreeBsd {
     /// whether the nodes are called pass.
     pub fn look_around(&mut self) {
         self.has_monitor = self.has_tunable("qpass.monitor");
+        self.replaces = false;
         self.replaces = self.has_tunable("hw.qpass.replace") && self.node().is_err();
     }
 
