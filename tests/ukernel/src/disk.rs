@@ -88,6 +88,8 @@ pub struct RamDisk {
     pub nvme_addresses_seen: AtomicBool,
     /// Commands carried out.
     pub commands: AtomicU64,
+    /// The last command's `timeout`, in milliseconds, and `retry_count`.
+    pub last_patience: Mutex<(u32, u16)>,
 }
 
 impl RamDisk {
@@ -107,6 +109,7 @@ impl RamDisk {
             stuck: AtomicBool::new(false),
             nvme_addresses_seen: AtomicBool::new(false),
             commands: AtomicU64::new(0),
+            last_patience: Mutex::default(),
         });
         for i in 0..threads {
             let disk = disk.clone();
@@ -155,6 +158,7 @@ impl RamDisk {
         self.commands.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the CCB is the SIM's until it is done.
         let hdr = unsafe { &mut (*ccb).ccb_h };
+        *self.last_patience.lock().unwrap() = (hdr.timeout, hdr.retry_count);
         if pulled {
             hdr.status = sys::CAM_DEV_NOT_THERE;
             cam::done(ccb, true);
@@ -162,7 +166,9 @@ impl RamDisk {
         }
         let good = match hdr.func_code {
             // SAFETY: the CCB is what its opcode says.
-            sys::XPT_SCSI_IO => unsafe { self.answer_scsi(&mut (*ccb).csio) },
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => unsafe {
+                self.answer_scsi(&mut (*ccb).csio)
+            },
             // SAFETY: as above.
             sys::XPT_ATA_IO => unsafe { self.answer_ata(&mut (*ccb).ataio) },
             // SAFETY: as above.
@@ -342,6 +348,9 @@ impl RamDisk {
                 &csio.cdb_io.cdb_bytes[..usize::from(csio.cdb_len).min(16)]
             }
         };
+        if cdb.first() == Some(&0x53) && flags & sys::CAM_DIR_MASK == sys::CAM_DIR_BOTH {
+            return self.write_and_read(cdb, &mut copy);
+        }
         let data = match flags & sys::CAM_DIR_MASK {
             _ if copy.bytes.is_empty() => Data::None,
             sys::CAM_DIR_IN => Data::In(&mut copy.bytes),
@@ -357,6 +366,26 @@ impl RamDisk {
             copy.give_back();
         }
         answer
+    }
+}
+
+impl RamDisk {
+    /// XDWRITEREAD(10) (SBC-3): writes the data, and answers what it and the old
+    /// data are, XORed.
+    fn write_and_read(&self, cdb: &[u8], copy: &mut Gathered) -> scsi::Answer {
+        let lba = u32::from_be_bytes([cdb[2], cdb[3], cdb[4], cdb[5]]) as usize;
+        let at = lba * scsi::BLOCK;
+        let mut blocks = self.blocks.lock().unwrap();
+        let Some(range) = blocks.get_mut(at..at + copy.bytes.len()) else {
+            return Err((5, 0x21, 0));
+        };
+        for (old, new) in range.iter_mut().zip(&mut copy.bytes) {
+            let xor = *old ^ *new;
+            *old = *new;
+            *new = xor;
+        }
+        copy.give_back();
+        Ok(copy.bytes.len())
     }
 }
 

@@ -10,6 +10,11 @@ tests! {
     a_physical_address_reaches_the_device_untouched;
     a_physical_list_reaches_the_device_untouched;
     a_user_supplied_ccb_goes_through;
+    data_goes_both_ways_in_one_command;
+    a_target_mode_answer_goes_through;
+    timeout_and_retries_reach_the_sim;
+    whatever_has_no_data_is_answered_at_once;
+    a_frozen_queue_can_be_released_by_hand;
 }
 
 const EPERM: i32 = sys::EPERM as i32;
@@ -281,5 +286,144 @@ fn a_user_supplied_ccb_goes_through() {
     wait_until("all have come back", || {
         sysctl::value("0.completed") == Some(11)
     });
+    machine.unload(module);
+}
+
+fn data_goes_both_ways_in_one_command() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 65536);
+    let mut old = 0;
+    for (new, len) in [(0x55, 65536), (0x0f, 4096), (0xf0, 65536)] {
+        let mut round = 0;
+        both_ways(
+            &mut machine,
+            fd,
+            &mut command,
+            |c| {
+                let [hi, lo] = ((len / 512) as u16).to_be_bytes();
+                let cdb = [0x53, 0, 0, 0, 0, 0, 0, hi, lo, 0];
+                c.scsi(&cdb, sys::CAM_DIR_BOTH, len);
+                c.data.bytes_mut()[..len].fill(new);
+            },
+            |c| {
+                assert_eq!(c.ended().status, sys::CAM_REQ_CMP);
+                let before = if round == 0 { old } else { new };
+                assert!(c.data.bytes()[..4096].iter().all(|b| *b == before ^ new));
+                round += 1;
+            },
+        );
+        old = new;
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// XPT_CONT_TARGET_IO has the fields of an XPT_SCSI_IO.
+fn a_target_mode_answer_goes_through() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 512);
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| {
+            c.inquiry(36);
+            c.data.bytes_mut().fill(0);
+            c.hdr().func_code = sys::XPT_CONT_TARGET_IO;
+        },
+        |c| {
+            assert_eq!(c.hdr().status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP);
+            assert_eq!(&c.data.bytes()[8..13], b"QPASS");
+        },
+    );
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn timeout_and_retries_reach_the_sim() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    for (timeout, retries) in [(1, 0), (123_456, 7), (sys::CAM_TIME_INFINITY, 3)] {
+        both_ways(
+            &mut machine,
+            fd,
+            &mut command,
+            |c| {
+                c.test_unit_ready();
+                c.hdr().timeout = timeout;
+                c.hdr().retry_count = retries;
+            },
+            |c| assert_eq!((c.hdr().timeout, c.hdr().retry_count), (timeout, retries)),
+        );
+        let seen = *machine.disk().last_patience.lock().expect("a value");
+        assert_eq!(seen, (timeout, retries));
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn whatever_has_no_data_is_answered_at_once() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    // Nothing of this goes to the disk.
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    let mut command = Command::new(&mut machine, 0);
+    for (func_code, status) in [
+        (sys::XPT_NOOP, sys::CAM_REQ_CMP),
+        (sys::XPT_GDEV_TYPE, sys::CAM_REQ_CMP),
+        (sys::XPT_GDEVLIST, sys::CAM_REQ_CMP),
+        (sys::XPT_GDEV_STATS, sys::CAM_REQ_CMP),
+        (sys::XPT_PATH_INQ, sys::CAM_REQ_CMP),
+        (sys::XPT_PATH_STATS, sys::CAM_REQ_CMP),
+        (sys::XPT_GET_TRAN_SETTINGS, sys::CAM_REQ_CMP),
+        (sys::XPT_SET_TRAN_SETTINGS, sys::CAM_REQ_CMP),
+        (sys::XPT_CALC_GEOMETRY, sys::CAM_REQ_CMP),
+        (sys::XPT_REL_SIMQ, sys::CAM_REQ_CMP),
+        (sys::XPT_GET_SIM_KNOB, sys::CAM_REQ_INVALID),
+        (sys::XPT_SET_SIM_KNOB, sys::CAM_REQ_INVALID),
+        (sys::XPT_EN_LUN, sys::CAM_REQ_INVALID),
+        (sys::XPT_NOTIFY_ACK, sys::CAM_REQ_INVALID),
+    ] {
+        for synchronous in [false, true] {
+            command.immediate(func_code);
+            if synchronous {
+                command.send(&mut machine, fd).expect("send");
+            } else {
+                command.queue(&mut machine, fd).expect("queue");
+                command.get(&mut machine, fd).expect("it is there at once");
+            }
+            let found = command.hdr().status & sys::CAM_STATUS_MASK;
+            assert_eq!(found, status, "{func_code:#x}");
+        }
+    }
+    for func_code in [sys::XPT_DEV_MATCH, sys::XPT_SCAN_BUS, sys::XPT_RESET_BUS] {
+        command.immediate(func_code);
+        let enodev = Err(sys::ENODEV as i32);
+        assert_eq!(command.queue(&mut machine, fd), enodev, "{func_code:#x}");
+        assert_eq!(command.send(&mut machine, fd), enodev, "{func_code:#x}");
+    }
+    machine.disk().unstick();
+    machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_frozen_queue_can_be_released_by_hand() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    cam::freeze(machine.device());
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    command.queue(&mut machine, fd).expect("queue");
+    assert_eq!(machine.poll(fd, POLLIN, 20), Ok(0), "it waits");
+    let mut release = Command::new(&mut machine, 0);
+    release.immediate(sys::XPT_REL_SIMQ);
+    release.send(&mut machine, fd).expect("send");
+    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+    command.get(&mut machine, fd).expect("get");
+    assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+    machine.close(fd);
     machine.unload(module);
 }
