@@ -108,7 +108,11 @@ fn abort_reaches_what_the_sim_has() {
         command.queue(&mut machine, fd).expect("queue");
         let status = abort(&mut machine, fd, &command, true);
         assert_eq!(status, sys::CAM_REQ_CMP);
+        command.data.bytes_mut().fill(0x55);
         assert_eq!(reap(&mut machine, fd, &mut command), sys::CAM_REQ_ABORTED);
+        // Nothing was read: what comes is nothing of somebody else's.
+        let stale = |b: &u8| *b != 0 && *b != 0x55;
+        assert!(!command.data.bytes().iter().any(stale));
     }
     machine.disk().unstick();
     command.test_unit_ready();

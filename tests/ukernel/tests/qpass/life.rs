@@ -16,6 +16,7 @@ tests! {
     a_device_departs_with_requests_in_every_state;
     a_device_departs_while_it_is_reaped_and_polled;
     closes_and_departures_race;
+    unload_races_with_arrivals_and_departures;
 }
 
 fn an_event_on_a_dupd_descriptor_comes_and_goes_with_it() {
@@ -205,16 +206,22 @@ fn it_can_leave_before_cam_is_there() {
     machine.unload(module);
 }
 
+/// A device that has gone holds the module while its last work is under way,
+/// and not because a program has not closed it yet.
 fn unload_waits_for_departed_devices() {
-    let (mut machine, module) = boot(Config::default());
-    let fd = machine.open(NODE, RDWR).expect("open");
-    let device = machine.pull();
-    let (errno, module) = module.unload().expect_err("it is open still");
-    assert_eq!(errno, EBUSY);
-    machine.close(fd);
-    // The last close's work is under way; unload does not run ahead of it.
-    machine.unload(module);
-    cam::wait_free(&device);
+    for _ in 0..10 {
+        let (mut machine, module) = boot(BUSY);
+        let fd = machine.open(NODE, RDWR).expect("open");
+        let mut command = Command::new(&mut machine, 4096);
+        command.rw10(false, 0, 8);
+        for _ in 0..20 {
+            command.queue(&mut machine, fd).expect("queue");
+        }
+        let device = machine.pull();
+        machine.unload(module);
+        cam::wait_free(&device);
+        machine.close(fd);
+    }
 }
 
 fn a_device_departs_with_requests_in_every_state() {
@@ -362,4 +369,30 @@ fn closes_and_departures_race() {
         cam::settle();
     }
     machine.unload(module);
+}
+
+/// Devices come and go while the module does: it ends with no unit, or, when
+/// unload was refused, with one for each device.
+fn unload_races_with_arrivals_and_departures() {
+    let machine = Machine::new(BUSY);
+    let slots: Vec<_> = (1..4).map(|target| (0, target, 0)).collect();
+    for round in 0..15 {
+        let module = machine.load(&ko()).expect("load");
+        std::thread::scope(|scope| {
+            let coming_and_going = scope.spawn(|| {
+                for slot in &slots {
+                    let disk = ukernel::disk::RamDisk::new("COMES", BUSY);
+                    let device = cam::attach(*slot, disk);
+                    std::thread::sleep(Duration::from_micros(200 * round));
+                    cam::detach(&device);
+                }
+            });
+            std::thread::sleep(Duration::from_micros(300));
+            machine.unload(module);
+            coming_and_going.join().expect("no panic");
+        });
+        cam::settle();
+        assert_eq!(cam::PERIPHS.load(Ordering::SeqCst), 0);
+        assert!(devfs::names().is_empty());
+    }
 }

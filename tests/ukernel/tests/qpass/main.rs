@@ -1259,6 +1259,14 @@ fn whatever_happens_nothing_is_left() {
         memory::check_freed();
     }
     machine.unload(module);
+    // The table in lib.rs: what is taken under what, and nothing else.
+    let orders = lock::orders();
+    let orders: Vec<_> = orders
+        .iter()
+        .filter(|(first, second)| first.starts_with("qpass") || second.starts_with("qpass"))
+        .map(|(first, second)| (first.as_str(), second.as_str()))
+        .collect();
+    assert_eq!(orders, [("CAM device lock", "qpass queue")]);
 }
 
 /// One program: opens and closes, queues good and bad CCBs, reaps, waits.
