@@ -30,6 +30,12 @@ pub enum Request {
     Queue,
     /// CAMIOGET: fetch one completed CCB.
     Get,
+    /// QPIOC_INFO: the driver, the device and the open.
+    Info,
+    /// QPIOC_LIMIT: the open's own ceilings.
+    Limit,
+    /// QPIOC_CANCEL: take requests back.
+    Cancel,
     /// Another one, which CAM's periph library may know.
     Other,
 }
@@ -41,6 +47,9 @@ impl Request {
             sys::QPC_CAMIOCOMMAND => Request::Command,
             sys::QPC_CAMIOQUEUE => Request::Queue,
             sys::QPC_CAMIOGET => Request::Get,
+            sys::QPC_QPIOC_INFO => Request::Info,
+            sys::QPC_QPIOC_LIMIT => Request::Limit,
+            sys::QPC_QPIOC_CANCEL => Request::Cancel,
             _ => Request::Other,
         }
     }

@@ -5,11 +5,15 @@
 //!
 //! The rooms, in the order in which a request meets them:
 //!
+//! - [`node`]: what a program calls;
 //! - [`ioctl`]: the ABI, parsed once into Rust types;
 //! - [`limits`] and [`room`]: what an open and a device may have outstanding;
 //! - [`sg`]: which bytes of a transfer are where;
 //! - [`request`]: a CCB of a user's on its way through the kernel;
 //! - [`buffer`]: the kernel memory that its data passes through;
+//! - [`command`]: the synchronous call;
+//! - [`cancel`]: taking requests back;
+//! - [`info`]: what there is, and an open's own ceilings;
 //! - [`mod@unit`]: the periph of one device, its life and its lock;
 //! - [`queue`]: the completions of one open;
 //! - [`notify`]: kqueue(2) and poll(2);
@@ -52,7 +56,15 @@ pub mod stats;
 #[cfg(not(test))]
 pub mod buffer;
 #[cfg(not(test))]
+pub mod cancel;
+#[cfg(not(test))]
+pub mod command;
+#[cfg(not(test))]
+pub mod info;
+#[cfg(not(test))]
 pub mod module;
+#[cfg(not(test))]
+pub mod node;
 #[cfg(not(test))]
 pub mod notify;
 #[cfg(not(test))]

@@ -3,7 +3,7 @@
 //! Counts go up before anything is allocated and come down when the last of it
 //! is freed, so they bound kernel memory, not intentions.
 
-use crate::kpi::errno::{EAGAIN, Result};
+use crate::kpi::errno::{EAGAIN, EINVAL, Result};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The ceilings that apply now.
@@ -13,6 +13,58 @@ pub struct Limits {
     pub requests: u32,
     /// Bytes of data in them.
     pub bytes: u64,
+}
+
+impl Limits {
+    /// The tighter of two.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Limits {
+            requests: self.requests.min(other.requests),
+            bytes: self.bytes.min(other.bytes),
+        }
+    }
+}
+
+/// Ceilings of an open's own, below the system's.
+pub struct OwnLimits {
+    requests: AtomicU32,
+    bytes: AtomicU64,
+}
+
+impl OwnLimits {
+    /// None.
+    pub const fn none() -> Self {
+        OwnLimits {
+            requests: AtomicU32::new(u32::MAX),
+            bytes: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Those that apply, where the system's are `system`.
+    pub fn effective(&self, system: Limits) -> Limits {
+        system.min(Limits {
+            requests: self.requests.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Sets those that are not 0.
+    ///
+    /// # Errors
+    /// `EINVAL`: one is above the system's; nothing is set.
+    pub fn set(&self, wanted: Limits, system: Limits) -> Result {
+        if wanted.requests > system.requests || wanted.bytes > system.bytes {
+            return Err(EINVAL);
+        }
+        if wanted.requests != 0 {
+            self.requests.store(wanted.requests, Ordering::Relaxed);
+        }
+        if wanted.bytes != 0 {
+            self.bytes.store(wanted.bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }
 
 /// What is outstanding now.
@@ -61,6 +113,14 @@ impl Account {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// What is outstanding: requests, and bytes.
+    pub fn now(&self) -> (u32, u64) {
+        (
+            self.requests.load(Ordering::SeqCst),
+            self.bytes.load(Ordering::Relaxed),
+        )
+    }
+
     /// Requests that are let through before the limit is reached.
     pub fn free_requests(&self, limits: Limits) -> u32 {
         let now = self.requests.load(Ordering::SeqCst);
@@ -87,6 +147,27 @@ mod tests {
         assert_eq!(account.free_requests(LIMITS), 0);
         account.release(0);
         assert_eq!(account.add_request(LIMITS), Ok(()));
+    }
+
+    #[test]
+    fn an_opens_own_limits_are_below_the_systems() {
+        let own = OwnLimits::none();
+        let effective = |own: &OwnLimits| {
+            let limits = own.effective(LIMITS);
+            (limits.requests, limits.bytes)
+        };
+        let set = |requests, bytes| own.set(Limits { requests, bytes }, LIMITS);
+        assert_eq!(effective(&own), (3, 100));
+        assert_eq!(set(2, 0), Ok(()));
+        assert_eq!(effective(&own), (2, 100));
+        assert_eq!(set(0, 50), Ok(()));
+        assert_eq!(effective(&own), (2, 50));
+        // Nothing is set of what is refused.
+        assert_eq!(set(1, 101), Err(EINVAL));
+        assert_eq!(set(4, 1), Err(EINVAL));
+        assert_eq!(effective(&own), (2, 50));
+        assert_eq!(set(3, 100), Ok(()));
+        assert_eq!(effective(&own), (3, 100));
     }
 
     #[test]

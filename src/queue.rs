@@ -18,14 +18,14 @@ use crate::{
         tunable,
         zone::ZoneBox,
     },
-    limits::{Account, Limits},
+    limits::{Account, Limits, OwnLimits},
     module::Use,
     notify,
     request::{Request, Ticket},
     room::Room,
     unit::Unit,
 };
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What the queue's lock guards.
 pub struct State {
@@ -47,6 +47,8 @@ pub struct Queue {
     /// `closed`, for who does not have the lock.
     is_closed: AtomicBool,
     account: Account,
+    own_limits: OwnLimits,
+    rounds: AtomicU64,
     /// What the device has room for.
     pub room: Shared<Room>,
     _use: Use,
@@ -91,6 +93,8 @@ impl Queue {
             state,
             is_closed: AtomicBool::new(false),
             account: Account::default(),
+            own_limits: OwnLimits::none(),
+            rounds: AtomicU64::new(0),
             room,
             _use: module_use,
         }
@@ -117,6 +121,7 @@ impl Queue {
         if !request.is_known() {
             state.outstanding.insert(&request);
         }
+        request.known().is_done.store(true, Ordering::Relaxed);
         state.done.push(request);
         let watched = !this.readers.is_empty(&state) || this.select.is_recorded();
         Afterwards {
@@ -162,11 +167,44 @@ impl Queue {
 
     /// Requests that may be queued before a limit is reached.
     pub fn free_requests(&self) -> u32 {
-        let own = self.account.free_requests(Queue::limits());
+        let own = self.account.free_requests(self.limits());
         own.min(self.room.account().free_requests(Room::limits()))
     }
 
-    fn limits() -> Limits {
+    /// The ceilings that apply to the open.
+    pub fn limits(&self) -> Limits {
+        self.own_limits.effective(Queue::system_limits())
+    }
+
+    /// Sets the open's own ceilings, but those that are 0.
+    ///
+    /// # Errors
+    /// `EINVAL`: above the system's.
+    pub fn set_limits(&self, wanted: Limits) -> Result {
+        self.own_limits.set(wanted, Queue::system_limits())?;
+        // Higher ones make room.
+        self.room.tell();
+        Ok(())
+    }
+
+    /// What the open has outstanding: requests, and bytes.
+    pub fn outstanding(&self) -> (u32, u64) {
+        self.account.now()
+    }
+
+    /// How many requests that `wanted` picks are done and not reaped.
+    pub fn count_done(&self, wanted: impl Fn(&Ticket) -> bool) -> u32 {
+        let state = self.state.lock();
+        let is_one = |ticket: &&Ticket| ticket.is_done.load(Ordering::Relaxed) && wanted(ticket);
+        state.outstanding.iter().filter(is_one).count() as u32
+    }
+
+    /// Numbers a round in which each request is aborted once; never 0.
+    pub fn next_round(&self) -> u64 {
+        self.rounds.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn system_limits() -> Limits {
         Limits {
             requests: tunable::max_requests(),
             bytes: tunable::max_bytes(),
@@ -185,7 +223,7 @@ impl Charge {
     /// # Errors
     /// `EAGAIN`.
     pub fn new(queue: &Shared<Queue>) -> Result<Self> {
-        queue.account.add_request(Queue::limits())?;
+        queue.account.add_request(queue.limits())?;
         if let Err(errno) = queue.room.account().add_request(Room::limits()) {
             queue.account.release(0);
             return Err(errno);
@@ -199,7 +237,7 @@ impl Charge {
     /// # Errors
     /// `EAGAIN`.
     pub fn add_bytes(&mut self, bytes: u64) -> Result {
-        self.queue.account.add_bytes(bytes, Queue::limits())?;
+        self.queue.account.add_bytes(bytes, self.queue.limits())?;
         let room = self.queue.room.account();
         if let Err(errno) = room.add_bytes(bytes, Room::limits()) {
             self.queue.account.release_bytes(bytes);

@@ -31,7 +31,7 @@ use crate::{
     queue::{Charge, Open},
     sg::Segment,
 };
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sys_bindings as sys;
 
 /// See the module's page.
@@ -57,19 +57,21 @@ pub struct Ticket {
     /// The CCB that CAM has, while it has it.
     pub sent: Sent,
     /// It may wait for others for ever (Route::UserCcb): who closes the open
-    /// aborts it, once.
-    to_abort: AtomicBool,
+    /// aborts it.
+    pub waits: bool,
+    /// It is on the done queue.
+    pub is_done: AtomicBool,
+    /// The last round of aborts that has seen it, see [`Queue::next_round`].
+    ///
+    /// [`Queue::next_round`]: crate::queue::Queue::next_round
+    round: AtomicU64,
 }
 
 impl Ticket {
-    /// Whether it is to be aborted with its open; asked once.
-    pub fn take_abort(&self) -> bool {
-        self.to_abort.swap(false, Ordering::Relaxed)
-    }
-
-    /// The same, not asked yet.
-    pub fn is_to_abort(&self) -> bool {
-        self.to_abort.load(Ordering::Relaxed)
+    /// Whether a round of aborts sees it for the first time, and no later round
+    /// has.
+    pub fn is_first_in(&self, round: u64) -> bool {
+        self.round.fetch_max(round, Ordering::Relaxed) < round
     }
 }
 
@@ -133,7 +135,9 @@ impl Request {
             links: Links::new(),
             user_ccb,
             sent: Sent::none(),
-            to_abort: AtomicBool::new(operation.route == Route::UserCcb),
+            waits: operation.route == Route::UserCcb,
+            is_done: AtomicBool::new(false),
+            round: AtomicU64::new(0),
         };
         let mut request = ZoneBox::new(request, ticket);
         request.set_up_data()?;

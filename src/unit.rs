@@ -2,27 +2,25 @@
 //! to its last reference.
 
 use crate::{
-    buffer::{self, Bounce, MAX_CHUNK, Segments, Zones},
-    ioctl::{self, Field, Format, Longest, Operation, Route, Transfer},
+    buffer::{MAX_CHUNK, Zones},
+    ioctl::{Longest, Route},
     kpi::{
-        ccb::{self, Ccb, Mapped, OwnCcb, Recovery, StartCcb},
-        cdev::{DevSw, Device, Ioctl, Node, Thread},
+        ccb::{OwnCcb, Recovery, StartCcb},
+        cdev::{DevSw, Node},
         devstat::DevStat,
         driver::{self, Driver, Routines},
-        errno::{E2BIG, EINVAL, ENOENT, ENOTTY, ENXIO, EPERM, Result},
+        errno::{ENXIO, Result},
         fifo::Fifo,
-        knlist::Knote,
-        mmc::{self, MmcData},
         periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
         print,
         shared::Shared,
         sysctl::{Number, Tree},
         task::{OnTaskqueueThread, run_later},
-        user::UserPtr,
         zone::ZoneBox,
     },
-    module, notify,
-    queue::{Open, Queue},
+    module,
+    node::Qpass,
+    queue::Queue,
     request::Request,
     room::Room,
     stats::Outcome,
@@ -53,18 +51,20 @@ static ROUTINES: Routines = Routines {
 
 /// What the driver keeps of a device.
 pub struct Unit {
-    maxio: u32,
-    devstat: DevStat,
-    room: Shared<Room>,
+    pub(crate) maxio: u32,
+    pub(crate) unmapped: bool,
+    pub(crate) devstat: DevStat,
+    pub(crate) room: Shared<Room>,
     _sysctls: Tree<Room>,
-    state: DeviceCell<State>,
+    pub(crate) state: DeviceCell<State>,
 }
 
-struct State {
+/// What the device lock guards.
+pub(crate) struct State {
     /// Requests that wait for CAM to have a CCB, of all opens.
-    queued: Fifo<ZoneBox<Request>>,
+    pub(crate) queued: Fifo<ZoneBox<Request>>,
     node: Option<Node>,
-    gone: bool,
+    pub(crate) gone: bool,
     opens: u32,
     zones: Option<Shared<Zones>>,
 }
@@ -131,6 +131,7 @@ impl Unit {
         };
         let unit = Unit {
             maxio,
+            unmapped: inq.unmapped,
             devstat,
             room,
             _sysctls: sysctls,
@@ -282,44 +283,11 @@ impl Unit {
         Ok(self.state.get(&mut held).zones.get_or_insert(fresh).clone())
     }
 
-    /// Takes back the requests of `open` that were not sent yet.
-    pub fn cancel_queued(
-        &self,
-        held: &mut Held<'_>,
-        open: &Shared<Open>,
-    ) -> Fifo<ZoneBox<Request>> {
-        let cancelled = self
-            .state
-            .get(held)
-            .queued
-            .take_if(|request| Shared::ptr_eq(request.open(), open));
-        for _ in 0..cancelled.len() {
-            self.room.stats.complete(Outcome::Cancelled);
-        }
-        cancelled
-    }
-
-    /// Takes back the first request of `open` that came with the CCB at
-    /// `user_ccb`, if it was not sent yet.
-    fn cancel_one(
-        &self,
-        held: &mut Held<'_>,
-        open: &Shared<Open>,
-        user_ccb: UserPtr,
-    ) -> Option<ZoneBox<Request>> {
-        let mut request = self.state.get(held).queued.take_first(|request| {
-            Shared::ptr_eq(request.open(), open) && request.known().user_ccb == user_ccb
-        })?;
-        request.ccb.set_status(sys::CAM_REQ_ABORTED);
-        self.room.stats.complete(Outcome::Cancelled);
-        Some(request)
-    }
-
     /// Queues a request, or answers it at once.
     ///
     /// # Errors
     /// `ENXIO`: the device is gone.
-    fn submit(&self, mut request: ZoneBox<Request>) -> Result {
+    pub fn submit(&self, mut request: ZoneBox<Request>) -> Result {
         let open = request.open().clone();
         let priority = request.priority();
         let mut own = None;
@@ -371,57 +339,6 @@ impl Unit {
             }
         }
         Ok(())
-    }
-
-    /// XPT_ABORT. A request that was not sent yet comes back, to be completed
-    /// when no lock is held; one that CAM has is CAM's to abort; none of the
-    /// two is CAM_UA_ABORT.
-    fn abort(
-        &self,
-        held: &mut Held<'_>,
-        open: &Shared<Open>,
-        ccb: &mut Ccb,
-    ) -> Option<ZoneBox<Request>> {
-        let target = ccb.abort_target();
-        if let Some(request) = self.cancel_one(held, open, target) {
-            ccb.set_status(sys::CAM_REQ_CMP);
-            return Some(request);
-        }
-        let under_way = open.queue.find(|ticket| {
-            let is_it = ticket.user_ccb == target;
-            is_it.then(|| ticket.sent.get(held)).flatten()
-        });
-        match under_way {
-            Some(under_way) => under_way.abort(ccb),
-            None => ccb.set_status(sys::CAM_UA_ABORT),
-        }
-        None
-    }
-
-    /// Aborts what waits for others and not for the device, as its open is
-    /// closed. Sleeps.
-    pub fn abort_waiting(&self, open: &Shared<Open>) {
-        let waiting = open.queue.find(|ticket| ticket.is_to_abort().then_some(()));
-        if waiting.is_none() {
-            return;
-        }
-        let mut own = OwnCcb::alloc();
-        let ccb = own.ccb_mut();
-        let mut held = open.periph().lock();
-        loop {
-            ccb.hdr_mut().func_code = sys::XPT_ABORT;
-            ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, &mut held);
-            let under_way = open.queue.find(|ticket| {
-                let is_one = ticket.take_abort();
-                is_one.then(|| ticket.sent.get(&held)).flatten()
-            });
-            match under_way {
-                Some(under_way) => under_way.abort(ccb),
-                None => break,
-            }
-        }
-        // The CCB is freed with no lock held.
-        drop::<Held>(held);
     }
 
     /// CAM has a CCB: sends the request that waited longest.
@@ -484,227 +401,6 @@ impl Unit {
         if after.is_something() {
             held.unlocked(|| drop(after));
         }
-    }
-
-    /// CAMIOCOMMAND. Sleeps until the command is done.
-    ///
-    /// # Errors
-    /// `EACCES`: the data is not the process's memory; `EFAULT`: nor is the
-    /// CDB, or not any more; `EINVAL`, `ENODEV`: see [`Operation::parse`];
-    /// `E2BIG`: the transfer is longer than the device takes; `ENXIO`: the
-    /// device is gone; `EPERM`: see [`Request::check_physical`].
-    fn command(&self, open: &Shared<Open>, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
-        let operation = Operation::parse(&ccb.fields())?;
-        self.longest().check_synchronous(&operation)?;
-        Request::check_physical(&operation, thread)?;
-        if operation.route == Route::Mmc {
-            return self.command_mmc(open, ccb);
-        }
-        let saved = ccb.save();
-        let mut cdb = [0; u8::MAX as usize];
-        if ccb.has(Field::Scsi) {
-            Self::copyin_cdb(ccb, &mut cdb)?;
-        }
-        ccb.clear_physical();
-        let done = self.run_with_data(open, ccb, &operation);
-        ccb.restore(&saved);
-        done
-    }
-
-    fn run_with_data(&self, open: &Shared<Open>, ccb: &mut Ccb, operation: &Operation) -> Result {
-        let Some(transfer) = operation.transfers.iter().flatten().next() else {
-            ccb.clear_virtual();
-            return self.run(open, ccb, operation.route);
-        };
-        match operation.format {
-            Format::Address | Format::List(_) => {
-                let mapped = Mapped::map(ccb, self.maxio)?;
-                let ran = self.run(open, ccb, operation.route);
-                ran.and(mapped.unmap(ccb))
-            }
-            // The address is in its place.
-            Format::Physical => self.run(open, ccb, operation.route),
-            Format::PhysicalList(count) => {
-                let at = ccb.data(transfer.field);
-                let list = buffer::copyin_list(at, count, transfer.len)?;
-                ccb.set_list(transfer.field, &list, sys::CAM_DATA_SG_PADDR);
-                self.run(open, ccb, operation.route)
-            }
-        }
-    }
-
-    /// XPT_MMC_IO. Its struct mmc_data and its data are copied.
-    fn command_mmc(&self, open: &Shared<Open>, ccb: &mut Ccb) -> Result {
-        let mut data = mmc::data_of(ccb).map(MmcData::copyin).transpose()?;
-        let bounce = match &mut data {
-            Some(data) => self.bounce_mmc(open, ccb, data)?,
-            None => None,
-        };
-        let saved = ccb.save();
-        let pointers = mmc::take_pointers(ccb, data.as_mut());
-        let ran = self.run(open, ccb, Route::Mmc);
-        ccb.restore(&saved);
-        mmc::give_pointers(ccb, &pointers);
-        ran?;
-        if let Some(bounce) = bounce {
-            bounce.copyout(bounce.transfer().len)?;
-        }
-        data.map_or(Ok(()), |mut data| data.copyout())
-    }
-
-    /// Takes kernel memory for the data of an XPT_MMC_IO.
-    ///
-    /// # Errors
-    /// `E2BIG`: longer than the device takes; `EFAULT`; `EINVAL`: its blocks
-    /// are more than its bytes.
-    fn bounce_mmc(
-        &self,
-        open: &Shared<Open>,
-        ccb: &Ccb,
-        data: &mut MmcData,
-    ) -> Result<Option<Bounce>> {
-        let (len, blocks) = data.len();
-        if blocks.is_some_and(|blocks| blocks > len) {
-            return Err(EINVAL);
-        }
-        let longest = self.maxio.min(MAX_CHUNK);
-        let len = u32::try_from(len).ok().filter(|len| *len <= longest);
-        let transfer = Transfer {
-            field: Field::Mmc,
-            direction: ccb.direction().ok_or(EINVAL)?,
-            len: len.ok_or(E2BIG)?,
-        };
-        data.set_data(core::ptr::null_mut());
-        if transfer.len == 0 {
-            return Ok(None);
-        }
-        let at = Segments::one(data.user_data(), transfer.len);
-        let bounce = Bounce::new(&open.zones()?, transfer, at)?;
-        if let Some(at) = bounce.as_ptr() {
-            data.set_data(at);
-        }
-        Ok(Some(bounce))
-    }
-
-    fn run(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
-        let priority = ioctl::priority(ccb.hdr().pinfo.priority);
-        let mut own = (!matches!(route, Route::Device | Route::Mmc)).then(OwnCcb::alloc);
-        let mut held = open.periph().lock();
-        if self.state.get(&mut held).gone {
-            drop::<Held>(held);
-            return Err(ENXIO);
-        }
-        let stats = &self.room.stats;
-        stats.submit();
-        let mut cancelled = None;
-        match &mut own {
-            None => {
-                let mut start = held.getccb(priority);
-                start.merge(ccb);
-                ccb::run(start.ccb_mut(), &self.devstat, &mut held);
-                ccb.take_result(start.ccb());
-                held.release_ccb(start);
-            }
-            Some(own) => {
-                let own = own.ccb_mut();
-                own.take_request(ccb);
-                own.setup(priority, &mut held);
-                match route {
-                    Route::Abort => cancelled = self.abort(&mut held, open, own),
-                    Route::UserCcb => ccb::run(own, &self.devstat, &mut held),
-                    _ => held.action(own),
-                }
-                ccb.take_result(own);
-            }
-        }
-        stats.complete(Outcome::of(ccb.is_good()));
-        drop::<Held>(held);
-        if let Some(cancelled) = cancelled {
-            drop(Queue::complete(&open.queue, cancelled));
-        }
-        Ok(())
-    }
-
-    /// The synchronous call takes a CDB of any length by pointer.
-    fn copyin_cdb(ccb: &mut Ccb, cdb: &mut [u8; u8::MAX as usize]) -> Result {
-        let len = usize::from(ccb.csio().cdb_len);
-        if ccb.hdr().flags & sys::CAM_CDB_POINTER != 0 {
-            ccb.cdb_pointer().copyin(&mut cdb[..len])?;
-            ccb.set_cdb_pointer(cdb);
-        } else if len > sys::IOCDBLEN as usize {
-            return Err(EINVAL);
-        }
-        Ok(())
-    }
-}
-
-/// `/dev/qpassN`.
-pub struct Qpass;
-
-/// What an open file holds: dropping it closes the open.
-pub struct File(Shared<Open>);
-
-impl Drop for File {
-    fn drop(&mut self) {
-        Open::close(&self.0);
-    }
-}
-
-impl Device for Qpass {
-    const NAME: &'static CStr = NAME;
-    type Open = File;
-
-    /// # Errors
-    /// `ENXIO`: the device or the driver is going; `EPERM`: the securelevel is
-    /// above 1, or not both FREAD and FWRITE; `EINVAL`: O_NONBLOCK.
-    fn open(periph: &Periph, flags: c_int, thread: Thread<'_>) -> Result<File> {
-        const BOTH: c_int = (sys::FREAD | sys::FWRITE) as c_int;
-        let module_use = module::begin_use()?;
-        let periph = periph.acquire()?;
-        thread.securelevel_gt(1)?;
-        if flags & BOTH != BOTH {
-            return Err(EPERM);
-        }
-        if flags & sys::O_NONBLOCK as c_int != 0 {
-            return Err(EINVAL);
-        }
-        Ok(File(Open::new(periph, module_use)?))
-    }
-
-    /// # Errors
-    /// `ENOTTY`: not an ioctl of this driver, or a queued one from a 32-bit
-    /// process; `ENOENT`: CAMIOGET with nothing done; else see
-    /// [`Request::from_user`], [`Request::reap`], and, for CAMIOCOMMAND, `EACCES`,
-    /// `E2BIG` and `EINVAL` as pass(4).
-    fn ioctl(file: &File, mut call: Ioctl<'_>, thread: Thread<'_>) -> Result {
-        let open = &file.0;
-        match ioctl::Request::parse(call.cmd()) {
-            ioctl::Request::Command => {
-                let ccb = call.ccb().ok_or(ENOTTY)?;
-                open.unit()?.command(open, ccb, thread)
-            }
-            ioctl::Request::Other => open.periph().lock().ioctl(call),
-            _ if thread.is_32bit() => Err(ENOTTY),
-            ioctl::Request::Queue => {
-                let request = Request::from_user(open, call.pointer().ok_or(ENOTTY)?, thread)?;
-                open.unit()?.submit(request)
-            }
-            ioctl::Request::Get => {
-                let to = call.pointer().ok_or(ENOTTY)?;
-                let mut request = open.queue.take().ok_or(ENOENT)?;
-                request
-                    .reap(to)
-                    .inspect_err(|_| drop(Queue::complete(&open.queue, request)))
-            }
-        }
-    }
-
-    fn poll(file: &File, events: c_int, thread: Thread<'_>) -> c_int {
-        notify::poll(&file.0.queue, events, thread)
-    }
-
-    fn kqfilter(file: &File, knote: Knote<'_>) -> Result {
-        notify::kqfilter(&file.0.queue, knote)
     }
 }
 

@@ -61,6 +61,7 @@ const TYPES: &[&str] = &[
     "cam_(periph|path|status|flags|periph_map_info)",
     "cam_status",
     "ccb_flags",
+    "pi_miscflag",
     "periph_driver",
     "periph_(init|deinit|start|ctor|oninv|dtor)_t",
     "ac_(callback_t|code|contract)",
@@ -92,7 +93,7 @@ const TYPES: &[&str] = &[
     "uma_zone_t",
     "scsi_(sense_data|sense_data_fixed|inquiry_data|command_.*)",
     "scsi_(test_unit_ready|inquiry|read_capacity.*|rw_.*|generic)",
-    "qpass_constants",
+    "qpass_(constants|info|limit|cancel)",
     "pollfd",
     "timespec",
     "devstat_.*",
@@ -134,6 +135,7 @@ const VARIABLES: &[&str] = &[
     "IOCDBLEN",
     "IOC_.*",
     "QPC_.*",
+    "QPASS_.*",
     "SYS_(close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
     "MDT_.*",
     "SSD_.*",
@@ -160,6 +162,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=wrapper.h");
     println!("cargo::rerun-if-changed=layout.c");
+    println!("cargo::rerun-if-changed=../kmod/qpass_ioctl.h");
 
     let headers = Headers::locate(&manifest, &out);
     let cflags = headers.cflags();

@@ -90,6 +90,14 @@ qpass_layout(void)
 	OFFSET(thread, struct thread, td_ucred);
 	OFFSET(proc_, struct proc, p_sysent);
 	OFFSET(sysentvec, struct sysentvec, sv_flags);
+	SIZE(qpass_info, struct qpass_info);
+	OFFSET(qpass_info, struct qpass_info, submitted);
+	OFFSET(qpass_info, struct qpass_info, reserved);
+	SIZE(qpass_limit, struct qpass_limit);
+	OFFSET(qpass_limit, struct qpass_limit, bytes);
+	SIZE(qpass_cancel, struct qpass_cancel);
+	OFFSET(qpass_cancel, struct qpass_cancel, dequeued);
+	OFFSET(qpass_cancel, struct qpass_cancel, reserved);
 	SIZE(uma_zone_t, uma_zone_t);
 	SIZE(uma_align, int);
 }

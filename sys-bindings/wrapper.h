@@ -51,6 +51,8 @@
 #include <cam/scsi/scsi_message.h>
 #include <cam/scsi/scsi_pass.h>
 
+#include "../kmod/qpass_ioctl.h"
+
 /*
  * Values whose macros bindgen cannot evaluate (ioctl numbers, casts).
  */
@@ -78,3 +80,6 @@ static const unsigned long QPC_CAMIOQUEUE_0x19 = CAMIOQUEUE_0x19;
 static const unsigned long QPC_CAMIOGET_0x19 = CAMIOGET_0x19;
 static const unsigned long QPC_CAM_0X17_DATA_LEN = CAM_0X17_DATA_LEN;
 static const unsigned long QPC_CAM_0X18_DATA_LEN = CAM_0X18_DATA_LEN;
+static const unsigned long QPC_QPIOC_INFO = QPIOC_INFO;
+static const unsigned long QPC_QPIOC_LIMIT = QPIOC_LIMIT;
+static const unsigned long QPC_QPIOC_CANCEL = QPIOC_CANCEL;

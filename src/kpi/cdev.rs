@@ -52,6 +52,19 @@ impl Thread<'_> {
     }
 }
 
+/// Any bytes make one.
+///
+/// # Safety
+/// A `repr(C)` struct of integers without padding.
+pub unsafe trait Plain {}
+
+// SAFETY: fixed-size integers, in order of size, in kmod/qpass_ioctl.h.
+unsafe impl Plain for sys::qpass_info {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_limit {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_cancel {}
+
 /// An ioctl(2) on the device: a number, and what the kernel copied in for it.
 pub struct Ioctl<'a> {
     cmd: c_ulong,
@@ -76,6 +89,18 @@ impl Ioctl<'_> {
         // SAFETY: a buffer of that size, aligned by malloc(9), ours for the
         // call, all initialised by copyin(9).
         whole.then(|| unsafe { &mut *self.data.cast::<Ccb>() })
+    }
+
+    /// The struct of a request of this driver's own.
+    pub fn own<T: Plain>(&mut self) -> Option<&mut T> {
+        const { assert!(align_of::<T>() <= 8) };
+        let len = (self.cmd >> 16) & ((1 << 13) - 1);
+        let has_data = self.cmd & (sys::IOC_IN | sys::IOC_OUT) as c_ulong != 0;
+        let whole = len == size_of::<T>() as c_ulong && has_data;
+        // SAFETY: a buffer of that size, aligned by malloc(9) or on the stack
+        // as a long is, ours for the call; all initialised by copyin(9), or
+        // zeroed where nothing comes in (sys_ioctl).
+        whole.then(|| unsafe { &mut *self.data.cast::<T>() })
     }
 
     /// The request's buffer, for a kernel function that knows the request.

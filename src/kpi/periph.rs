@@ -274,6 +274,7 @@ impl Held<'_> {
                 _ => sys::DEVSTAT_TYPE_IF_OTHER,
             },
             maxio: cpi.maxio,
+            unmapped: cpi.hba_misc & sys::PIM_UNMAPPED != 0,
         }
     }
 
@@ -347,6 +348,8 @@ pub struct PathInq {
     pub devstat_type: u32,
     /// The SIM's largest transfer in bytes, 0 where it does not say.
     pub maxio: u32,
+    /// The SIM takes unmapped I/O.
+    pub unmapped: bool,
 }
 
 /// Data guarded by the CAM device lock of one periph.

@@ -677,7 +677,8 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                 done_with(ccb, sys::CAM_REQ_CMP, false);
             }
             sys::XPT_ACCEPT_TARGET_IO | sys::XPT_IMMED_NOTIFY | sys::XPT_NOTIFY_ACKNOWLEDGE => {
-                done_with(ccb, sys::CAM_FUNC_NOTAVAIL, false);
+                // As an error does: who sent it lets the queue go again.
+                done_with(ccb, sys::CAM_FUNC_NOTAVAIL, true);
             }
             sys::XPT_PATH_STATS => (*ccb).ccb_h.status = sys::CAM_REQ_CMP,
             sys::XPT_CALC_GEOMETRY => {

@@ -84,6 +84,8 @@ pub struct RamDisk {
     pub lies_about_residual: AtomicBool,
     /// Keeps commands without answering them.
     pub stuck: AtomicBool,
+    /// Cannot give a command back.
+    pub cannot_abort: AtomicBool,
     /// The last NVMe command came with MPTR or DPTR set.
     pub nvme_addresses_seen: AtomicBool,
     /// Commands carried out.
@@ -107,6 +109,7 @@ impl RamDisk {
             unit_attentions: AtomicU32::new(0),
             lies_about_residual: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            cannot_abort: AtomicBool::new(false),
             nvme_addresses_seen: AtomicBool::new(false),
             commands: AtomicU64::new(0),
             last_patience: Mutex::default(),
@@ -473,6 +476,9 @@ pub static PHYSICAL: AtomicU64 = AtomicU64::new(0);
 
 impl Sim for RamDisk {
     fn abort(&self, ccb: *mut sys::ccb) -> bool {
+        if self.cannot_abort.load(Ordering::SeqCst) {
+            return false;
+        }
         let mut jobs = self.jobs.lock().unwrap();
         let before = jobs.len();
         jobs.retain(|Reverse(job)| job.ccb != ccb as usize);

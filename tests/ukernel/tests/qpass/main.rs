@@ -6,6 +6,7 @@
 //! process and a broken rule ends it.
 
 mod abort;
+mod control;
 mod counts;
 mod faults;
 mod formats;
@@ -70,6 +71,7 @@ use tests;
 fn all_tests() -> impl Iterator<Item = &'static Test> {
     let others = [
         abort::TESTS,
+        control::TESTS,
         counts::TESTS,
         faults::TESTS,
         formats::TESTS,
@@ -422,6 +424,8 @@ fn a_32_bit_process_gets_enotty() {
     let enotty = Err(sys::ENOTTY as i32);
     assert_eq!(command.queue(&mut machine, fd), enotty);
     assert_eq!(command.get(&mut machine, fd), enotty);
+    // The driver's own calls have one layout for all.
+    assert!(control::info(&mut machine, fd).is_ok());
     thread::current().set_32bit(false);
     assert_eq!(command.queue(&mut machine, fd), Ok(()));
     machine.close(fd);
@@ -1304,6 +1308,7 @@ fn random_program(machine: &Machine, mut random: fastrand::Rng) {
             4 => {
                 let _ = sys.kevent(kq, &[], &mut [event(0, 0); 4], random.u32(..2));
             }
+            5 if random.bool() => random_control(&mut random, &mut sys, fd, &command),
             5 => {
                 let _ = sys.poll(fd, POLLIN | sys::POLLOUT as i16, random.i32(..2));
             }
@@ -1328,6 +1333,29 @@ fn random_program(machine: &Machine, mut random: fastrand::Rng) {
         machine.process().close(fd);
     }
     machine.process().close(kq);
+}
+
+/// QPIOC_CANCEL of one or all, QPIOC_LIMIT, and QPIOC_INFO, which is true at
+/// every moment.
+fn random_control(random: &mut fastrand::Rng, sys: &mut Shared<'_>, fd: i32, command: &Command) {
+    match random.u32(..3) {
+        0 => {
+            let ccb = if random.bool() {
+                0
+            } else {
+                command.ccb.address()
+            };
+            let _ = control::cancel(sys, fd, ccb);
+        }
+        1 => {
+            let _ = control::limit(sys, fd, random.u32(..9), random.u64(..1 << 20));
+        }
+        _ => {
+            if let Ok(info) = control::info(sys, fd) {
+                assert_eq!(info.submitted, info.completed + info.outstanding);
+            }
+        }
+    }
 }
 
 fn random_ccb(random: &mut fastrand::Rng, command: &mut Command, list: &mut conform::sys::Memory) {

@@ -1,0 +1,172 @@
+//! CAMIOCOMMAND: one CCB, sent and waited for, as by pass(4).
+
+use crate::{
+    buffer::{self, Bounce, MAX_CHUNK, Segments},
+    ioctl::{self, Field, Format, Operation, Route, Transfer},
+    kpi::{
+        ccb::{self, Ccb, Mapped, OwnCcb},
+        cdev::Thread,
+        errno::{E2BIG, EINVAL, ENXIO, Result},
+        mmc::{self, MmcData},
+        periph::Held,
+        shared::Shared,
+    },
+    queue::{Open, Queue},
+    request::Request,
+    stats::Outcome,
+    unit::Unit,
+};
+use sys_bindings as sys;
+
+impl Unit {
+    /// CAMIOCOMMAND. Sleeps until the command is done.
+    ///
+    /// # Errors
+    /// `EACCES`: the data is not the process's memory; `EFAULT`: nor is the
+    /// CDB, or not any more; `EINVAL`, `ENODEV`: see [`Operation::parse`];
+    /// `E2BIG`: the transfer is longer than the device takes; `ENXIO`: the
+    /// device is gone; `EPERM`: see [`Request::check_physical`].
+    pub fn command(&self, open: &Shared<Open>, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
+        let operation = Operation::parse(&ccb.fields())?;
+        self.longest().check_synchronous(&operation)?;
+        Request::check_physical(&operation, thread)?;
+        if operation.route == Route::Mmc {
+            return self.command_mmc(open, ccb);
+        }
+        let saved = ccb.save();
+        let mut cdb = [0; u8::MAX as usize];
+        if ccb.has(Field::Scsi) {
+            Self::copyin_cdb(ccb, &mut cdb)?;
+        }
+        ccb.clear_physical();
+        let done = self.run_with_data(open, ccb, &operation);
+        ccb.restore(&saved);
+        done
+    }
+
+    fn run_with_data(&self, open: &Shared<Open>, ccb: &mut Ccb, operation: &Operation) -> Result {
+        let Some(transfer) = operation.transfers.iter().flatten().next() else {
+            ccb.clear_virtual();
+            return self.run(open, ccb, operation.route);
+        };
+        match operation.format {
+            Format::Address | Format::List(_) => {
+                let mapped = Mapped::map(ccb, self.maxio)?;
+                let ran = self.run(open, ccb, operation.route);
+                ran.and(mapped.unmap(ccb))
+            }
+            // The address is in its place.
+            Format::Physical => self.run(open, ccb, operation.route),
+            Format::PhysicalList(count) => {
+                let at = ccb.data(transfer.field);
+                let list = buffer::copyin_list(at, count, transfer.len)?;
+                ccb.set_list(transfer.field, &list, sys::CAM_DATA_SG_PADDR);
+                self.run(open, ccb, operation.route)
+            }
+        }
+    }
+
+    /// XPT_MMC_IO. Its struct mmc_data and its data are copied.
+    fn command_mmc(&self, open: &Shared<Open>, ccb: &mut Ccb) -> Result {
+        let mut data = mmc::data_of(ccb).map(MmcData::copyin).transpose()?;
+        let bounce = match &mut data {
+            Some(data) => self.bounce_mmc(open, ccb, data)?,
+            None => None,
+        };
+        let saved = ccb.save();
+        let pointers = mmc::take_pointers(ccb, data.as_mut());
+        let ran = self.run(open, ccb, Route::Mmc);
+        ccb.restore(&saved);
+        mmc::give_pointers(ccb, &pointers);
+        ran?;
+        if let Some(bounce) = bounce {
+            bounce.copyout(bounce.transfer().len)?;
+        }
+        data.map_or(Ok(()), |mut data| data.copyout())
+    }
+
+    /// Takes kernel memory for the data of an XPT_MMC_IO.
+    ///
+    /// # Errors
+    /// `E2BIG`: longer than the device takes; `EFAULT`; `EINVAL`: its blocks
+    /// are more than its bytes.
+    fn bounce_mmc(
+        &self,
+        open: &Shared<Open>,
+        ccb: &Ccb,
+        data: &mut MmcData,
+    ) -> Result<Option<Bounce>> {
+        let (len, blocks) = data.len();
+        if blocks.is_some_and(|blocks| blocks > len) {
+            return Err(EINVAL);
+        }
+        let longest = self.maxio.min(MAX_CHUNK);
+        let len = u32::try_from(len).ok().filter(|len| *len <= longest);
+        let transfer = Transfer {
+            field: Field::Mmc,
+            direction: ccb.direction().ok_or(EINVAL)?,
+            len: len.ok_or(E2BIG)?,
+        };
+        data.set_data(core::ptr::null_mut());
+        if transfer.len == 0 {
+            return Ok(None);
+        }
+        let at = Segments::one(data.user_data(), transfer.len);
+        let bounce = Bounce::new(&open.zones()?, transfer, at)?;
+        if let Some(at) = bounce.as_ptr() {
+            data.set_data(at);
+        }
+        Ok(Some(bounce))
+    }
+
+    fn run(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
+        let priority = ioctl::priority(ccb.hdr().pinfo.priority);
+        let mut own = (!matches!(route, Route::Device | Route::Mmc)).then(OwnCcb::alloc);
+        let mut held = open.periph().lock();
+        if self.state.get(&mut held).gone {
+            drop::<Held>(held);
+            return Err(ENXIO);
+        }
+        let stats = &self.room.stats;
+        stats.submit();
+        let mut cancelled = None;
+        match &mut own {
+            None => {
+                let mut start = held.getccb(priority);
+                start.merge(ccb);
+                ccb::run(start.ccb_mut(), &self.devstat, &mut held);
+                ccb.take_result(start.ccb());
+                held.release_ccb(start);
+            }
+            Some(own) => {
+                let own = own.ccb_mut();
+                own.take_request(ccb);
+                own.setup(priority, &mut held);
+                match route {
+                    Route::Abort => cancelled = self.abort(&mut held, open, own),
+                    Route::UserCcb => ccb::run(own, &self.devstat, &mut held),
+                    _ => held.action(own),
+                }
+                ccb.take_result(own);
+            }
+        }
+        stats.complete(Outcome::of(ccb.is_good()));
+        drop::<Held>(held);
+        if let Some(cancelled) = cancelled {
+            drop(Queue::complete(&open.queue, cancelled));
+        }
+        Ok(())
+    }
+
+    /// The synchronous call takes a CDB of any length by pointer.
+    fn copyin_cdb(ccb: &mut Ccb, cdb: &mut [u8; u8::MAX as usize]) -> Result {
+        let len = usize::from(ccb.csio().cdb_len);
+        if ccb.hdr().flags & sys::CAM_CDB_POINTER != 0 {
+            ccb.cdb_pointer().copyin(&mut cdb[..len])?;
+            ccb.set_cdb_pointer(cdb);
+        } else if len > sys::IOCDBLEN as usize {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+}

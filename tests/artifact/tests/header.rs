@@ -1,0 +1,67 @@
+//! kmod/qpass_ioctl.h, as a program's compiler sees it.
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// Compiles a program against FreeBSD's headers, with every warning an error.
+fn compiles(language: &str, standard: &str, program: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for release in [14, 15] {
+        let headers = root.join(format!(".deps/freebsd-{release}"));
+        let mut clang = Command::new("clang-19")
+            .args(["-fsyntax-only", "-nostdinc", "-Werror", "-Wall", "-Wextra"])
+            .args(["-Wpedantic", "-Wpadded", "-x", language, standard])
+            .arg(format!("--target=x86_64-unknown-freebsd{release}"))
+            .arg(format!("-I{}", root.join("kmod").display()))
+            .arg(format!("-isystem{}", headers.join("arch").display()))
+            .arg(format!("-isystem{}", headers.join("generic").display()))
+            .arg("-")
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("clang-19");
+        let mut input = clang.stdin.take().expect("a pipe");
+        input.write_all(program.as_bytes()).expect("the program");
+        drop(input);
+        assert!(clang.wait().expect("clang-19").success());
+    }
+}
+
+const PROGRAM: &str = "
+#include <qpass_ioctl.h>
+unsigned long calls[3] = { QPIOC_INFO, QPIOC_LIMIT, QPIOC_CANCEL };
+int dequeued(const struct qpass_cancel *what);
+int dequeued(const struct qpass_cancel *what)
+{
+	return (what->flags == 0 && what->dequeued != 0);
+}
+";
+
+#[test]
+fn it_is_c_without_warnings() {
+    compiles("c", "-std=c99", PROGRAM);
+}
+
+#[test]
+fn it_is_cpp_without_warnings() {
+    compiles("c++", "-std=c++17", PROGRAM);
+}
+
+#[test]
+fn a_layout_is_the_same_for_32_bit_programs() {
+    let program = "
+#include <qpass_ioctl.h>
+_Static_assert(sizeof(struct qpass_info) == 144, \"qpass_info\");
+_Static_assert(sizeof(struct qpass_limit) == 32, \"qpass_limit\");
+_Static_assert(sizeof(struct qpass_cancel) == 48, \"qpass_cancel\");
+int nothing;
+";
+    compiles("c", "-std=c11", program);
+    compiles(
+        "c",
+        "-m32",
+        &program.replace("_Static_assert", "__extension__ _Static_assert"),
+    );
+}
