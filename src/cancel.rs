@@ -109,6 +109,8 @@ impl Unit {
                 return (aborted, unable);
             };
             under_way.abort(ccb);
+            drop::<Held>(held);
+            ccb.wait_answered();
             if ccb.is_good() {
                 aborted += 1;
             } else {
@@ -135,7 +137,8 @@ impl Unit {
 
     /// XPT_ABORT. A request that was not sent yet comes back, to be completed
     /// when no lock is held; one that CAM has is CAM's to abort; none of the
-    /// two is CAM_UA_ABORT.
+    /// two is CAM_UA_ABORT. The SIM may have the CCB still, see
+    /// [`Ccb::wait_answered`].
     pub fn abort(
         &self,
         held: &mut Held<'_>,

@@ -129,7 +129,24 @@ impl Unit {
         }
         let stats = &self.room.stats;
         stats.submit();
-        let mut cancelled = None;
+        if let (Route::Abort, Some(own)) = (route, &mut own) {
+            let own = own.ccb_mut();
+            own.take_request(ccb);
+            own.setup(priority, &mut held);
+            let target = own.abort_target();
+            let cancelled = self.abort(&mut held, open, own);
+            drop::<Held>(held);
+            own.wait_answered();
+            own.set_abort_target(target);
+            ccb.take_result(own);
+            // In this order: the abort is not done before what it has done.
+            if let Some(cancelled) = cancelled {
+                drop(Queue::complete(&open.queue, cancelled));
+            }
+            let _held = open.periph().lock();
+            stats.complete(Outcome::of(ccb.is_good()));
+            return Ok(());
+        }
         match &mut own {
             None => {
                 let mut start = held.getccb(priority);
@@ -143,7 +160,6 @@ impl Unit {
                 own.take_request(ccb);
                 own.setup(priority, &mut held);
                 match route {
-                    Route::Abort => cancelled = self.abort(&mut held, open, own),
                     Route::UserCcb => ccb::run(own, &self.devstat, &mut held),
                     _ => held.action(own),
                 }
@@ -151,10 +167,6 @@ impl Unit {
             }
         }
         stats.complete(Outcome::of(ccb.is_good()));
-        drop::<Held>(held);
-        if let Some(cancelled) = cancelled {
-            drop(Queue::complete(&open.queue, cancelled));
-        }
         Ok(())
     }
 

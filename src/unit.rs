@@ -320,21 +320,28 @@ impl Unit {
                 ccb.set_done(request.into_raw().cast(), own_done_entry);
                 own.send(&mut held);
             }
-            (route, None) => {
+            (Route::Abort, None) => {
                 let ccb = &mut request.ccb;
                 ccb.setup(priority, &mut held);
-                let cancelled = match route {
-                    Route::Abort => self.abort(&mut held, &open, ccb),
-                    _ => {
-                        held.action(ccb);
-                        None
-                    }
-                };
-                self.room.stats.complete(Outcome::of(ccb.is_good()));
+                let target = ccb.abort_target();
+                let cancelled = self.abort(&mut held, &open, ccb);
                 drop::<Held>(held);
+                ccb.wait_answered();
+                ccb.set_abort_target(target);
                 if let Some(cancelled) = cancelled {
                     drop(Queue::complete(&open.queue, cancelled));
                 }
+                let held = open.periph().lock();
+                self.room.stats.complete(Outcome::of(ccb.is_good()));
+                drop::<Held>(held);
+                drop(Queue::complete(&open.queue, request));
+            }
+            (_, None) => {
+                let ccb = &mut request.ccb;
+                ccb.setup(priority, &mut held);
+                held.action(ccb);
+                self.room.stats.complete(Outcome::of(ccb.is_good()));
+                drop::<Held>(held);
                 drop(Queue::complete(&open.queue, request));
             }
         }

@@ -1,6 +1,8 @@
 //! union ccb: private copies of a user's, and those that CAM hands out.
 
-use super::{alloc::KVec, devstat::DevStat, errno::Result, periph::Held, user::UserPtr};
+use super::{
+    alloc::KVec, devstat::DevStat, driver::pause_ms, errno::Result, periph::Held, user::UserPtr,
+};
 use crate::{
     ioctl::{self, Direction, Field, Fields, Transfer},
     sg::Segment,
@@ -9,7 +11,7 @@ use core::{
     ffi::{c_int, c_void},
     marker::PhantomData,
     ptr::NonNull,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
 };
 use sys_bindings as sys;
 
@@ -152,6 +154,23 @@ impl Ccb {
     pub fn set_physical(&mut self, field: Field, at: UserPtr) {
         *self.pointer_mut(field).0 = at.address() as *mut u8;
         self.set_format(sys::CAM_DATA_PADDR);
+    }
+
+    /// Waits until the SIM has answered an XPT_ABORT. CAM takes that opcode for
+    /// an immediate one, but SIMs that send a task management function for it
+    /// (virtio_scsi(4)) write the status when that is answered, and tell nobody.
+    /// Sleeps; no lock may be held.
+    pub fn wait_answered(&mut self) {
+        // SAFETY: the status of a CCB that is alive; the SIM writes it whole.
+        let status = unsafe { AtomicU32::from_ptr(&raw mut self.hdr_mut().status) };
+        while status.load(Ordering::Acquire) & sys::CAM_STATUS_MASK == sys::CAM_REQ_INPROG {
+            pause_ms(1);
+        }
+    }
+
+    /// Gives an XPT_ABORT the user's address back.
+    pub fn set_abort_target(&mut self, target: UserPtr) {
+        self.0.cab.abort_ccb = target.address() as *mut sys::ccb;
     }
 
     /// XPT_ABORT: the user's address of the CCB to abort.
@@ -427,16 +446,15 @@ impl Sent {
 pub struct UnderWay<'h>(NonNull<sys::ccb>, PhantomData<&'h ()>);
 
 impl UnderWay<'_> {
-    /// XPT_ABORT, with `ccb`, whose status tells what came of it.
+    /// XPT_ABORT, with `ccb`. It may not be answered yet on return: the CCB is
+    /// the SIM's until [`wait_answered`](Ccb::wait_answered) returns.
     pub fn abort(self, ccb: &mut Ccb) {
-        let target = ccb.abort_target();
         // SAFETY: the CCB under way is not given back before Sent::clear(), in
-        // the same hold of the device lock; that is held, and the abort is
-        // immediate. The abort CCB is set up for this periph.
+        // the same hold of the device lock, and that is held. The abort CCB is
+        // set up for this periph.
         unsafe {
             ccb.0.cab.abort_ccb = self.0.as_ptr();
             sys::xpt_action(ccb.as_ptr());
-            ccb.0.cab.abort_ccb = target.address() as *mut sys::ccb;
         }
     }
 }

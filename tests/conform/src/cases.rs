@@ -83,6 +83,9 @@ cases! {
     a_geometry_of_no_blocks_a_megabyte_is_einval (spares_pass);
     programs_of_older_cam_versions_are_understood;
     a_dupd_descriptor_is_the_same_open;
+    info_adds_up (spares_pass);
+    an_open_has_limits_of_its_own (spares_pass);
+    a_cancelled_request_is_reaped_once (spares_pass);
     a_cdb_too_long_is_einval;
     a_null_ccb_is_efault;
     a_wild_ccb_is_efault;
@@ -817,6 +820,106 @@ fn a_dupd_descriptor_is_the_same_open(ctx: &mut Ctx<'_>) -> Outcome {
     ctx.see(format_args!("one queue"));
     command.free(ctx.sys);
     ctx.sys.close(kq);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn info(ctx: &mut Ctx<'_>, fd: Fd, page: &mut Memory) -> Result<sys::qpass_info, crate::Failure> {
+    let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_INFO, page.address());
+    expect!("QPIOC_INFO", called, Ok(()));
+    // SAFETY: a page of the process's own, of integers.
+    Ok(unsafe { *page.bytes().as_ptr().cast() })
+}
+
+fn info_adds_up(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut page = Memory::new(ctx.sys, 4096);
+    let mut command = Command::new(ctx.sys, 4096);
+    command.rw10(false, 0, 8);
+    let before = info(ctx, fd, &mut page)?;
+    for n in 1..=32 {
+        expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+        let now = info(ctx, fd, &mut page)?;
+        expect!("submitted", now.submitted - before.submitted, n);
+        expect!("sum", now.completed + now.outstanding, now.submitted);
+        expect!("requests", u64::from(now.requests), n);
+        expect!("bytes", now.bytes, n * 4096);
+    }
+    expect!("version", before.version, sys::QPASS_VERSION);
+    expect!("maxio", before.maxio != 0, true);
+    ctx.see(format_args!("32 of 32"));
+    page.unmap(ctx.sys);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn an_open_has_limits_of_its_own(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut page = Memory::new(ctx.sys, 4096);
+    let at = page.bytes_mut().as_mut_ptr().cast::<sys::qpass_limit>();
+    // SAFETY: as in info().
+    unsafe { (*at).requests = 3 };
+    let set = ctx.sys.ioctl(fd, sys::QPC_QPIOC_LIMIT, page.address());
+    expect!("QPIOC_LIMIT", set, Ok(()));
+    let mut command = Command::new(ctx.sys, 0);
+    command.test_unit_ready();
+    for _ in 0..3 {
+        expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    }
+    let over = command.queue(ctx.sys, fd);
+    expect!("over", over, errno!(EAGAIN));
+    // SAFETY: as above.
+    let limits = unsafe { (*at).requests };
+    ctx.see(format_args!("{limits} then {over:?}"));
+    page.unmap(ctx.sys);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// Whatever the cancel met: not sent, sent or done.
+fn a_cancelled_request_is_reaped_once(ctx: &mut Ctx<'_>) -> Outcome {
+    const COUNT: u32 = 96;
+    let fd = open(ctx)?;
+    let mut page = Memory::new(ctx.sys, 4096);
+    let mut command = Command::new(ctx.sys, 65536);
+    for round in 0..4 {
+        command.rw10(false, 0, 128);
+        for _ in 0..COUNT {
+            expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+        }
+        page.bytes_mut().fill(0);
+        let at = page.bytes_mut().as_mut_ptr().cast::<sys::qpass_cancel>();
+        if round % 2 == 1 {
+            // SAFETY: as in info().
+            unsafe { (*at).ccb = command.ccb.address() as u64 };
+        }
+        let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_CANCEL, page.address());
+        expect!("QPIOC_CANCEL", called, Ok(()));
+        // SAFETY: as above.
+        let (dequeued, sum) = unsafe {
+            let sum = (*at).dequeued + (*at).aborted + (*at).unable + (*at).done;
+            ((*at).dequeued, sum)
+        };
+        // One that completes meanwhile is in none of the four.
+        expect!("sum", sum <= COUNT, true);
+        let mut aborted = 0;
+        for _ in 0..COUNT {
+            expect!("poll", ctx.sys.poll(fd, POLLIN, SOON as i32), Ok(POLLIN));
+            expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+            let status = command.hdr().status & sys::CAM_STATUS_MASK;
+            aborted += u32::from(status == sys::CAM_REQ_ABORTED);
+        }
+        expect!("aborted", aborted >= dequeued, true);
+        expect!("again", command.get(ctx.sys, fd), errno!(ENOENT));
+    }
+    page.bytes_mut()[..8].copy_from_slice(&(command.ccb.address() as u64).to_ne_bytes());
+    let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_CANCEL, page.address());
+    expect!("nothing left", called, errno!(ENOENT));
+    ctx.see(format_args!("4 times {COUNT}"));
+    page.unmap(ctx.sys);
+    command.free(ctx.sys);
     ctx.sys.close(fd);
     Ok(())
 }

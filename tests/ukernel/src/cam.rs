@@ -663,7 +663,14 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                 (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
             }
             sys::XPT_DEV_ADVINFO => advinfo(&device, &mut (*ccb).cdai),
-            sys::XPT_ABORT => (*ccb).ccb_h.status = abort(&device, (*ccb).cab.abort_ccb),
+            sys::XPT_ABORT => {
+                let (status, at_once) = abort(&device, (*ccb).cab.abort_ccb);
+                if at_once {
+                    (*ccb).ccb_h.status = status;
+                } else {
+                    answer_later(ccb, status);
+                }
+            }
             sys::XPT_IMMEDIATE_NOTIFY => {
                 let mut state = device.state.lock().unwrap();
                 if state.configured {
@@ -703,7 +710,7 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
 
 /// XPT_ABORT: a CCB that waits comes back at once, one that the SIM has is the
 /// SIM's to give back.
-fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> sys::cam_status {
+fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool) {
     if !memory::is_live(target.cast(), CCB) {
         broken("XPT_ABORT of what is no CCB");
     }
@@ -722,12 +729,25 @@ fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> sys::cam_status {
     drop(state);
     if queued || notify {
         done_with(target, sys::CAM_REQ_ABORTED, queued);
-        return sys::CAM_REQ_CMP;
+        return (sys::CAM_REQ_CMP, true);
     }
     match &device.sim {
-        Some(sim) if sim.abort(target) => sys::CAM_REQ_CMP,
-        _ => sys::CAM_UA_ABORT,
+        Some(sim) if sim.abort(target) => (sys::CAM_REQ_CMP, false),
+        _ => (sys::CAM_UA_ABORT, false),
     }
+}
+
+/// As virtio_scsi(4) does: an abort is a task management function, and its CCB
+/// is the SIM's until the device has answered, of which nobody is told.
+fn answer_later(ccb: *mut sys::ccb, status: sys::cam_status) {
+    let ccb = ccb as usize;
+    on_xpt_taskq(move || {
+        std::thread::sleep(std::time::Duration::from_micros(300));
+        let ccb = ccb as *mut sys::ccb;
+        // SAFETY: the SIM's until now; if it was freed, the poison tells.
+        unsafe { AtomicU32::from_ptr(&raw mut (*ccb).ccb_h.status) }
+            .store(status, Ordering::Release);
+    });
 }
 
 /// AC_ADVINFO_CHANGED carries the kind of information in the pointer itself.
