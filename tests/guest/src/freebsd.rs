@@ -262,13 +262,23 @@ impl Sys for FreeBsd {
     }
 
     fn depart(&mut self) {
-        self.ask_monitor("pull", |sys| sys.node().is_err());
+        assert!(
+            self.ask_monitor("pull", |sys| sys.node().is_err()),
+            "the monitor does not pull"
+        );
     }
 
     fn arrive(&mut self) {
-        // The old unit's number is free again a moment after its last use.
-        self.sleep_ms(200);
-        self.ask_monitor("plug", |sys| sys.node().is_ok());
+        for _ in 0..5 {
+            // The old unit's number is free again a moment after its last use;
+            // a disk that comes before gets another one, and goes again.
+            self.sleep_ms(300);
+            if self.ask_monitor("plug", |sys| sys.node().is_ok()) {
+                return;
+            }
+            self.ask_monitor("pull", |_| true);
+        }
+        panic!("the disk does not come back");
     }
 }
 
@@ -315,18 +325,18 @@ impl FreeBsd {
     }
 
     /// Says on the console what scripts/vm shall have the monitor do, and
-    /// waits until it is done.
-    fn ask_monitor(&mut self, what: &str, done: impl Fn(&mut Self) -> bool) {
+    /// waits for it: whether it is done within some seconds.
+    fn ask_monitor(&mut self, what: &str, done: impl Fn(&mut Self) -> bool) -> bool {
         self.print("");
         self.write(b"guest: monitor: ");
         self.write(what.as_bytes());
         self.write(b"\n");
-        for _ in 0..600 {
+        for _ in 0..150 {
             if done(self) {
-                return;
+                return true;
             }
             self.sleep_ms(50);
         }
-        panic!("the monitor does not {what}");
+        false
     }
 }
