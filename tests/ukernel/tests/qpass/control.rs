@@ -96,7 +96,7 @@ fn info_is_true_at_every_moment() {
             seen
         });
         let own = machine.process().open(NODE, RDWR).expect("open");
-        load(machine, &[own], 2, 500);
+        load(machine, &[own], 2, 3000);
         busy.store(false, Ordering::SeqCst);
         assert!(looking.join().expect("it was") > 1, "under way");
         machine.process().close(own);
