@@ -37,16 +37,19 @@ pub const MAX_CHUNK: u32 = CLASSES[CLASSES.len() - 1].0 as u32;
 
 /// Bytes of chunks that a transfer of `len` bytes takes.
 pub fn footprint(len: u32) -> u64 {
-    u64::from(len / MAX_CHUNK * MAX_CHUNK)
-        + match class_of((len % MAX_CHUNK) as usize) {
-            Some(i) if !len.is_multiple_of(MAX_CHUNK) => CLASSES[i].0 as u64,
-            _ => 0,
-        }
+    let rest = len % MAX_CHUNK;
+    let last = match rest {
+        0 => 0,
+        rest => CLASSES[class_of(rest as usize)].0,
+    };
+    u64::from(len - rest) + last as u64
 }
 
-/// The smallest class that holds `len` bytes.
-fn class_of(len: usize) -> Option<usize> {
-    CLASSES.iter().position(|(size, _)| *size >= len)
+/// The smallest class that holds `len` bytes, which is not more than
+/// [`MAX_CHUNK`].
+fn class_of(len: usize) -> usize {
+    let class = CLASSES.iter().position(|(size, _)| *size >= len);
+    class.unwrap_or(CLASSES.len() - 1)
 }
 
 /// A device's zones.
@@ -241,10 +244,7 @@ impl Drop for Bounce {
 
 impl Chunks {
     fn take(zones: &Shared<Zones>, len: usize) -> Self {
-        let take = |len| {
-            let class = class_of(len).unwrap_or(CLASSES.len() - 1);
-            Chunk::zeroed(&zones.classes[class], len, zones.clone())
-        };
+        let take = |len| Chunk::zeroed(&zones.classes[class_of(len)], len, zones.clone());
         let most = MAX_CHUNK as usize;
         if len <= most {
             return Chunks::One(take(len));

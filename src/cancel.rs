@@ -135,30 +135,34 @@ impl Unit {
         Some(request)
     }
 
-    /// XPT_ABORT. A request that was not sent yet comes back, to be completed
-    /// when no lock is held; one that CAM has is CAM's to abort; none of the
-    /// two is CAM_UA_ABORT. The SIM may have the CCB still, see
-    /// [`Ccb::wait_answered`].
-    pub fn abort(
-        &self,
-        held: &mut Held<'_>,
-        open: &Shared<Open>,
-        ccb: &mut Ccb,
-    ) -> Option<ZoneBox<Request>> {
+    /// XPT_ABORT, with `ccb`, which is set up and whose status tells what came
+    /// of it: a request that was not sent yet is completed; one that CAM has is
+    /// CAM's to abort; none of the two is CAM_UA_ABORT. Sleeps, with the lock
+    /// given back.
+    pub fn abort(&self, open: &Shared<Open>, mut held: Held<'_>, ccb: &mut Ccb) {
         let target = ccb.abort_target();
-        if let Some(request) = self.cancel_one(held, open, target) {
+        let cancelled = self.cancel_one(&mut held, open, target);
+        if cancelled.is_some() {
             ccb.set_status(sys::CAM_REQ_CMP);
-            return Some(request);
+        } else {
+            let under_way = open.queue.find(|ticket| {
+                let is_it = ticket.user_ccb == target;
+                is_it.then(|| ticket.sent.get(&held)).flatten()
+            });
+            match under_way {
+                Some(under_way) => under_way.abort(ccb),
+                None => ccb.set_status(sys::CAM_UA_ABORT),
+            }
         }
-        let under_way = open.queue.find(|ticket| {
-            let is_it = ticket.user_ccb == target;
-            is_it.then(|| ticket.sent.get(held)).flatten()
-        });
-        match under_way {
-            Some(under_way) => under_way.abort(ccb),
-            None => ccb.set_status(sys::CAM_UA_ABORT),
+        drop::<Held>(held);
+        ccb.wait_answered();
+        ccb.set_abort_target(target);
+        // In this order: the abort is not done before what it has done.
+        if let Some(cancelled) = cancelled {
+            drop(Queue::complete(&open.queue, cancelled));
         }
-        None
+        let _held = open.periph().lock();
+        self.room.stats.complete(Outcome::of(ccb.is_good()));
     }
 
     /// Aborts what waits for others and not for the device, as its open is

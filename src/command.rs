@@ -11,7 +11,7 @@ use crate::{
         periph::Held,
         shared::Shared,
     },
-    queue::{Open, Queue},
+    queue::Open,
     request::Request,
     stats::Outcome,
     unit::Unit,
@@ -133,18 +133,8 @@ impl Unit {
             let own = own.ccb_mut();
             own.take_request(ccb);
             own.setup(priority, &mut held);
-            let target = own.abort_target();
-            let cancelled = self.abort(&mut held, open, own);
-            drop::<Held>(held);
-            own.wait_answered();
-            own.set_abort_target(target);
+            self.abort(open, held, own);
             ccb.take_result(own);
-            // In this order: the abort is not done before what it has done.
-            if let Some(cancelled) = cancelled {
-                drop(Queue::complete(&open.queue, cancelled));
-            }
-            let _held = open.periph().lock();
-            stats.complete(Outcome::of(ccb.is_good()));
             return Ok(());
         }
         match &mut own {

@@ -323,17 +323,7 @@ impl Unit {
             (Route::Abort, None) => {
                 let ccb = &mut request.ccb;
                 ccb.setup(priority, &mut held);
-                let target = ccb.abort_target();
-                let cancelled = self.abort(&mut held, &open, ccb);
-                drop::<Held>(held);
-                ccb.wait_answered();
-                ccb.set_abort_target(target);
-                if let Some(cancelled) = cancelled {
-                    drop(Queue::complete(&open.queue, cancelled));
-                }
-                let held = open.periph().lock();
-                self.room.stats.complete(Outcome::of(ccb.is_good()));
-                drop::<Held>(held);
+                self.abort(&open, held, ccb);
                 drop(Queue::complete(&open.queue, request));
             }
             (_, None) => {

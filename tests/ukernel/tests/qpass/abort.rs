@@ -20,11 +20,10 @@ fn abort(machine: &mut dyn Sys, fd: i32, target: &Command, synchronous: bool) ->
     if synchronous {
         command.send(machine, fd).expect("send");
     } else {
-        // Done before what it has aborted, or after: whichever comes has to be
-        // told by its contents.
         command.queue(machine, fd).expect("queue");
         assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
-        get_one(machine, fd, &mut command, sys::XPT_ABORT);
+        command.get(machine, fd).expect("get");
+        assert_eq!(command.hdr().func_code, sys::XPT_ABORT);
     }
     // SAFETY: plain data.
     let back = unsafe { command.ccb.ccb().cab.abort_ccb };
@@ -32,19 +31,6 @@ fn abort(machine: &mut dyn Sys, fd: i32, target: &Command, synchronous: bool) ->
     let status = command.hdr().status & sys::CAM_STATUS_MASK;
     command.free(machine);
     status
-}
-
-/// Reaps until a CCB of that opcode comes, putting no other one back.
-fn get_one(machine: &mut dyn Sys, fd: i32, into: &mut Command, func_code: u32) {
-    let mut others = 0;
-    loop {
-        into.get(machine, fd).expect("get");
-        if into.hdr().func_code == func_code {
-            assert_eq!(others, 0, "another completion was reaped");
-            return;
-        }
-        others += 1;
-    }
 }
 
 fn reap(machine: &mut Machine, fd: i32, command: &mut Command) -> u32 {

@@ -188,17 +188,17 @@ fn a_physical_address_reaches_the_device_untouched() {
     // SAFETY: just allocated.
     unsafe { core::ptr::write_bytes(memory, 0x77, 4096) };
     let mut command = Command::new(&mut machine, 4096);
-    for synchronous in [false, true] {
-        physical(&mut command, memory as usize);
-        if synchronous {
-            command.send(&mut machine, fd).expect("send");
-        } else {
-            queue_and_get(&mut machine, fd, &command);
-        }
-        assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
-        assert_eq!(command.csio().data_ptr, memory);
-        assert_ne!(command.hdr().flags & sys::CAM_DATA_PADDR, 0);
-    }
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| physical(c, memory as usize),
+        |c| {
+            assert_eq!(c.ended().status, sys::CAM_REQ_CMP);
+            assert_eq!(c.csio().data_ptr, memory);
+            assert_ne!(c.hdr().flags & sys::CAM_DATA_PADDR, 0);
+        },
+    );
     assert_eq!(PHYSICAL.load(Ordering::SeqCst), 2);
     assert_eq!(sysctl::value("0.copied_bytes"), Some(0));
     command.rw10(false, 0, 8);
@@ -228,25 +228,22 @@ fn a_physical_list_reaches_the_device_untouched() {
         command.csio().data_ptr = list.address() as *mut u8;
         command.csio().sglist_cnt = count;
     };
-    for synchronous in [false, true] {
-        build(&mut command, 2);
-        if synchronous {
-            command.send(&mut machine, fd).expect("send");
-        } else {
-            queue_and_get(&mut machine, fd, &command);
-        }
-        assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
-        assert_eq!(command.csio().data_ptr as usize, list.address());
-        assert_eq!(command.csio().sglist_cnt, 2);
-        // One segment is not enough for the transfer.
-        build(&mut command, 1);
-        let einval = Err(sys::EINVAL as i32);
-        if synchronous {
-            assert_eq!(command.send(&mut machine, fd), einval);
-        } else {
-            assert_eq!(command.queue(&mut machine, fd), einval);
-        }
-    }
+    both_ways(
+        &mut machine,
+        fd,
+        &mut command,
+        |c| build(c, 2),
+        |c| {
+            assert_eq!(c.ended().status, sys::CAM_REQ_CMP);
+            assert_eq!(c.csio().data_ptr as usize, list.address());
+            assert_eq!(c.csio().sglist_cnt, 2);
+        },
+    );
+    // One segment is not enough for the transfer.
+    build(&mut command, 1);
+    let einval = Err(sys::EINVAL as i32);
+    assert_eq!(command.send(&mut machine, fd), einval);
+    assert_eq!(command.queue(&mut machine, fd), einval);
     assert_eq!(PHYSICAL.load(Ordering::SeqCst), 2);
     memory::dealloc(memory, "physical");
     machine.close(fd);
