@@ -153,7 +153,7 @@ pub fn copyin_list(at: UserPtr, count: u16, len: u32) -> Result<KVec<Segment>> {
     for _ in 0..count {
         list.push(Segment::default());
     }
-    at.copyin_segments(&mut list)?;
+    at.copyin_array(&mut list)?;
     sg::check(&list, len)?;
     Ok(list)
 }

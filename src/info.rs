@@ -19,7 +19,10 @@ pub fn info(open: &Shared<Open>, info: &mut sys::qpass_info) -> Result {
     let unit = open.unit()?;
     let stats = &unit.room.stats;
     let (requests, bytes) = open.queue.outstanding();
-    let mut features = sys::QPASS_FEATURE_CANCEL | sys::QPASS_FEATURE_LIMIT;
+    let mut features = sys::QPASS_FEATURE_CANCEL
+        | sys::QPASS_FEATURE_LIMIT
+        | sys::QPASS_FEATURE_ENTER
+        | sys::QPASS_FEATURE_LIST;
     if unit.unmapped {
         features |= sys::QPASS_FEATURE_UNMAPPED;
     }

@@ -36,6 +36,10 @@ pub enum Request {
     Limit,
     /// QPIOC_CANCEL: take requests back.
     Cancel,
+    /// QPIOC_ENTER: submit and reap many.
+    Enter,
+    /// QPIOC_LIST: what is outstanding.
+    List,
     /// Another one, which CAM's periph library may know.
     Other,
 }
@@ -50,6 +54,8 @@ impl Request {
             sys::QPC_QPIOC_INFO => Request::Info,
             sys::QPC_QPIOC_LIMIT => Request::Limit,
             sys::QPC_QPIOC_CANCEL => Request::Cancel,
+            sys::QPC_QPIOC_ENTER => Request::Enter,
+            sys::QPC_QPIOC_LIST => Request::List,
             _ => Request::Other,
         }
     }

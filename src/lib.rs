@@ -12,7 +12,9 @@
 //! - [`request`]: a CCB of a user's on its way through the kernel;
 //! - [`buffer`]: the kernel memory that its data passes through;
 //! - [`command`]: the synchronous call;
+//! - [`enter`]: many requests and completions in one call;
 //! - [`cancel`]: taking requests back;
+//! - [`outstanding`]: what is on its way;
 //! - [`info`]: what there is, and an open's own ceilings;
 //! - [`mod@unit`]: the periph of one device, its life and its lock;
 //! - [`queue`]: the completions of one open;
@@ -60,6 +62,8 @@ pub mod cancel;
 #[cfg(not(test))]
 pub mod command;
 #[cfg(not(test))]
+pub mod enter;
+#[cfg(not(test))]
 pub mod info;
 #[cfg(not(test))]
 pub mod module;
@@ -67,6 +71,8 @@ pub mod module;
 pub mod node;
 #[cfg(not(test))]
 pub mod notify;
+#[cfg(not(test))]
+pub mod outstanding;
 #[cfg(not(test))]
 pub mod queue;
 #[cfg(not(test))]

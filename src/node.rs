@@ -1,7 +1,7 @@
 //! `/dev/qpassN`: what a program calls.
 
 use crate::{
-    cancel, info,
+    cancel, enter, info,
     ioctl::Request as Call,
     kpi::{
         cdev::{Device, Ioctl, Thread},
@@ -10,9 +10,9 @@ use crate::{
         periph::Periph,
         shared::Shared,
     },
-    module, notify,
+    module, notify, outstanding,
     queue::{Open, Queue},
-    request::Request,
+    request::{Name, Request},
     unit::NAME,
 };
 use core::ffi::{CStr, c_int};
@@ -55,7 +55,8 @@ impl Device for Qpass {
     /// `ENOTTY`: not an ioctl of this driver, or a queued one from a 32-bit
     /// process; `ENOENT`: CAMIOGET with nothing done; else see
     /// [`Request::from_user`], [`Request::reap`], [`Unit::command`],
-    /// [`cancel::cancel`], [`info::info`] and [`info::limit`].
+    /// [`cancel::cancel`], [`enter::enter`], [`outstanding::list`],
+    /// [`info::info`] and [`info::limit`].
     ///
     /// [`Unit::command`]: crate::unit::Unit::command
     fn ioctl(file: &File, mut call: Ioctl<'_>, thread: Thread<'_>) -> Result {
@@ -68,17 +69,23 @@ impl Device for Qpass {
             Call::Info => info::info(open, call.own().ok_or(ENOTTY)?),
             Call::Limit => info::limit(open, call.own().ok_or(ENOTTY)?),
             Call::Cancel => cancel::cancel(open, call.own().ok_or(ENOTTY)?),
+            Call::List => outstanding::list(open, call.own().ok_or(ENOTTY)?, thread),
             Call::Other => open.periph().lock().ioctl(call),
             _ if thread.is_32bit() => Err(ENOTTY),
+            Call::Enter => enter::enter(open, call.own().ok_or(ENOTTY)?, thread),
             Call::Queue => {
-                let request = Request::from_user(open, call.pointer().ok_or(ENOTTY)?, thread)?;
+                let name = Name {
+                    user_ccb: call.pointer().ok_or(ENOTTY)?,
+                    tag: 0,
+                };
+                let request = Request::from_user(open, name, thread)?;
                 open.unit()?.submit(request)
             }
             Call::Get => {
                 let to = call.pointer().ok_or(ENOTTY)?;
                 let mut request = open.queue.take().ok_or(ENOENT)?;
                 request
-                    .reap(to)
+                    .reap(Some(to))
                     .inspect_err(|_| drop(Queue::complete(&open.queue, request)))
             }
         }

@@ -13,6 +13,7 @@ use crate::{
         shared::Shared,
     },
     queue::{Queue, State},
+    room,
 };
 use core::ffi::c_int;
 use sys_bindings as sys;
@@ -39,11 +40,11 @@ struct Writable;
 
 impl Filter for Writable {
     type Object = Queue;
-    type State = ();
-    fn knotes(queue: &Queue) -> (&KnList, &Mutex<()>) {
+    type State = room::State;
+    fn knotes(queue: &Queue) -> (&KnList, &Mutex<room::State>) {
         (&queue.room.writers, &queue.room.lock)
     }
-    fn ready(queue: &Queue, _state: &()) -> Readiness {
+    fn ready(queue: &Queue, _state: &room::State) -> Readiness {
         Readiness {
             data: i64::from(queue.free_requests()),
             eof: queue.is_closed(),
@@ -88,7 +89,13 @@ pub fn poll(queue: &Queue, events: c_int, thread: Thread<'_>) -> c_int {
 /// `EINVAL`: another filter.
 pub fn kqfilter(queue: &Shared<Queue>, knote: Knote<'_>) -> Result {
     match knote.filter() {
-        sys::EVFILT_READ => knote.attach::<Readable>(queue.clone()),
+        sys::EVFILT_READ => {
+            // What is cleared when it is read is set by every completion.
+            if knote.is_cleared() {
+                queue.tell_every();
+            }
+            knote.attach::<Readable>(queue.clone());
+        }
         sys::EVFILT_WRITE => {
             queue.room.watch();
             knote.attach::<Writable>(queue.clone());

@@ -10,11 +10,12 @@ use crate::{
         errno::{ENXIO, Result},
         fifo::Fifo,
         knlist::KnList,
-        list::List,
+        list::{Links, List, Node},
         mutex::Mutex,
         periph::{Held, Periph, PeriphRef},
         selinfo::SelInfo,
         shared::Shared,
+        time::Deadline,
         tunable,
         zone::ZoneBox,
     },
@@ -34,8 +35,32 @@ pub struct State {
     /// Every request of the open that has been taken and not reaped, wherever
     /// it is.
     outstanding: List<Ticket>,
+    /// The number of the last of these.
+    last_number: u64,
     /// The file is closed, or the device has gone: nobody reaps any more.
     pub closed: bool,
+    /// The device has gone: no call waits any more.
+    gone: bool,
+    /// Calls that sleep until completions come, and how many the least of them
+    /// asks for.
+    sleepers: u32,
+    wake_at: usize,
+    /// Somebody asks to be told of every completion, not of the first.
+    every: bool,
+}
+
+impl State {
+    fn make_known(&mut self, request: &ZoneBox<Request>) {
+        self.last_number += 1;
+        let number = &request.known().number;
+        number.store(self.last_number, Ordering::Relaxed);
+        self.outstanding.insert(request);
+    }
+
+    /// The requests of the open, those first that came first.
+    pub fn outstanding(&self) -> impl Iterator<Item = &Ticket> {
+        self.outstanding.iter()
+    }
 }
 
 /// The completions of one open, and who waits for them.
@@ -49,9 +74,19 @@ pub struct Queue {
     account: Account,
     own_limits: OwnLimits,
     rounds: AtomicU64,
+    /// Among the opens of its device.
+    links: Links<Queue>,
+    /// Which of them it is.
+    pub number: AtomicU64,
     /// What the device has room for.
     pub room: Shared<Room>,
     _use: Use,
+}
+
+impl Node for Queue {
+    fn links(&self) -> &Links<Self> {
+        &self.links
+    }
 }
 
 /// What a completion leaves to do when no lock is held: dropping it does it.
@@ -84,7 +119,12 @@ impl Queue {
             State {
                 done: Fifo::new(),
                 outstanding: List::new(),
+                last_number: 0,
                 closed: false,
+                gone: false,
+                sleepers: 0,
+                wake_at: usize::MAX,
+                every: false,
             },
         );
         Queue {
@@ -95,14 +135,22 @@ impl Queue {
             account: Account::default(),
             own_limits: OwnLimits::none(),
             rounds: AtomicU64::new(0),
+            links: Links::new(),
+            number: AtomicU64::new(0),
             room,
             _use: module_use,
         }
     }
 
     /// Makes a request known, before it is on its way.
-    pub fn admit(&self, request: &ZoneBox<Request>) {
-        self.state.lock().outstanding.insert(request);
+    pub fn admit_one(&self, request: &ZoneBox<Request>) {
+        self.state.lock().make_known(request);
+    }
+
+    /// Makes requests known, before they are on their way.
+    pub fn admit(&self, requests: &mut Fifo<ZoneBox<Request>>) {
+        let mut state = self.state.lock();
+        requests.for_each(|request| state.make_known(request));
     }
 
     /// Takes a completed request. Nobody waits after close: it is freed.
@@ -119,11 +167,22 @@ impl Queue {
             };
         }
         if !request.is_known() {
-            state.outstanding.insert(&request);
+            state.make_known(&request);
         }
         request.known().is_done.store(true, Ordering::Relaxed);
+        // Whom the first one woke looks at those after it by itself.
+        let is_news = state.done.is_empty() || state.every;
         state.done.push(request);
-        let watched = !this.readers.is_empty(&state) || this.select.is_recorded();
+        let enough = state.sleepers != 0 && state.done.len() >= state.wake_at;
+        if enough {
+            state.wake_at = usize::MAX;
+        }
+        let watched = is_news && !this.readers.is_empty(&state) || this.select.is_recorded();
+        drop(state);
+        if enough {
+            // Takes no lock that is not the scheduler's.
+            this.state.wakeup();
+        }
         Afterwards {
             wake: watched.then(|| this.clone()),
             _refused: None,
@@ -136,6 +195,73 @@ impl Queue {
         let request = state.done.pop()?;
         state.outstanding.remove(&request);
         Some(request)
+    }
+
+    /// The oldest completions, `n` at most.
+    pub fn take_some(&self, n: usize) -> Fifo<ZoneBox<Request>> {
+        let mut taken = Fifo::new();
+        let mut state = self.state.lock();
+        while taken.len() < n {
+            let Some(request) = state.done.pop() else {
+                break;
+            };
+            state.outstanding.remove(&request);
+            taken.push(request);
+        }
+        taken
+    }
+
+    /// Gives completions back that were taken and not handed over.
+    pub fn put_back(&self, mut requests: Fifo<ZoneBox<Request>>) {
+        if requests.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.closed {
+            // What is dropped is freed with no lock held.
+            drop(state);
+            return;
+        }
+        requests.for_each(|request| state.make_known(request));
+        state.done.prepend(requests);
+        drop(state);
+        notify::wake(self);
+        self.state.wakeup();
+    }
+
+    /// Sleeps until `n` completions can be reaped.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: the deadline has passed; `EINTR`: a signal came; `ENXIO`:
+    /// the device has gone.
+    pub fn wait(&self, n: usize, deadline: Deadline) -> Result {
+        let mut state = self.state.lock();
+        loop {
+            if state.done.len() >= n {
+                return Ok(());
+            }
+            if state.gone {
+                return Err(ENXIO);
+            }
+            state.wake_at = state.wake_at.min(n);
+            state.sleepers += 1;
+            let slept = state.sleep(deadline);
+            state.sleepers -= 1;
+            if state.done.len() < n {
+                slept?;
+            }
+        }
+    }
+
+    /// The device has gone: nobody waits in a call any more.
+    pub fn depart(&self) {
+        self.state.lock().gone = true;
+        self.state.wakeup();
+    }
+
+    /// From now on, somebody wants to be told of every completion.
+    pub fn tell_every(&self) {
+        self.state.lock().every = true;
     }
 
     /// Takes what is known of a request off the list.
@@ -270,12 +396,9 @@ impl Open {
     /// `ENXIO`: the device is gone.
     pub fn new(periph: PeriphRef, module_use: Use) -> Result<Shared<Self>> {
         let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
-        unit.opened(&mut periph.lock())?;
-        let room = unit.room().clone();
-        Ok(Shared::new(Open {
-            periph,
-            queue: Shared::new(Queue::new(module_use, room)),
-        }))
+        let queue = Shared::new(Queue::new(module_use, unit.room().clone()));
+        unit.opened(&mut periph.lock(), &queue)?;
+        Ok(Shared::new(Open { periph, queue }))
     }
 
     /// The device's periph.
@@ -317,7 +440,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if let Some(unit) = self.periph.softc::<Unit>() {
-            unit.closed(&mut self.periph.lock());
+            unit.closed(&mut self.periph.lock(), &self.queue);
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::{
         fifo::Link,
         list::{Links, Node},
         shared::Shared,
+        time::uptime_of_last_tick,
         tunable,
         user::UserPtr,
         zone::{ZoneBox, ZoneItem},
@@ -49,11 +50,26 @@ pub struct Request {
     pub started: Option<Started>,
 }
 
+/// How a program names a request.
+#[derive(Clone, Copy)]
+pub struct Name {
+    /// The address of its CCB.
+    pub user_ccb: UserPtr,
+    /// What comes back with it.
+    pub tag: u64,
+}
+
 /// What the open knows of a request, wherever it is.
 pub struct Ticket {
     links: Links<Ticket>,
     /// The user's address of the CCB, which names the request.
     pub user_ccb: UserPtr,
+    /// The program's own number of it.
+    pub tag: u64,
+    /// Which request of the open it is: the list is in this order.
+    pub number: AtomicU64,
+    /// What it asks for, for who asks what is outstanding.
+    pub asked: Asked,
     /// The CCB that CAM has, while it has it.
     pub sent: Sent,
     /// It may wait for others for ever (Route::UserCcb): who closes the open
@@ -65,6 +81,49 @@ pub struct Ticket {
     ///
     /// [`Queue::next_round`]: crate::queue::Queue::next_round
     round: AtomicU64,
+}
+
+/// What a request asks for, and who asked when.
+pub struct Asked {
+    /// `ccb_h.func_code`.
+    pub func_code: sys::xpt_opcode,
+    /// Bytes of data.
+    pub len: u32,
+    /// `QPASS_DIRECTION_…`.
+    pub direction: u8,
+    /// Bytes of a CDB.
+    pub cdb_len: u8,
+    /// The command's first bytes.
+    pub cdb: [u8; 16],
+    /// The process.
+    pub pid: i32,
+    /// When, in nanoseconds since boot, to a clock tick.
+    pub since: u64,
+}
+
+impl Asked {
+    fn new(ccb: &Ccb, operation: &Operation, thread: Thread<'_>) -> Self {
+        let (cdb, cdb_len) = ccb.command();
+        let (mut len, mut direction) = (0, 0);
+        for transfer in operation.transfers.iter().flatten() {
+            len += transfer.len;
+            if transfer.direction.copies_out() {
+                direction |= sys::QPASS_DIRECTION_IN as u8;
+            }
+            if transfer.direction.copies_in() {
+                direction |= sys::QPASS_DIRECTION_OUT as u8;
+            }
+        }
+        Asked {
+            func_code: ccb.hdr().func_code,
+            len,
+            direction,
+            cdb_len,
+            cdb,
+            pid: thread.pid(),
+            since: uptime_of_last_tick(),
+        }
+    }
 }
 
 impl Ticket {
@@ -105,14 +164,10 @@ impl Request {
     /// pointer; `EINVAL`, `ENODEV`: see [`Operation::parse`]; `EPERM`: see
     /// [`check_physical`](Self::check_physical); `EINVAL`: the CDB or the
     /// transfer is too long; `ENXIO`: the device is gone.
-    pub fn from_user(
-        open: &Shared<Open>,
-        user_ccb: UserPtr,
-        thread: Thread<'_>,
-    ) -> Result<ZoneBox<Self>> {
+    pub fn from_user(open: &Shared<Open>, name: Name, thread: Thread<'_>) -> Result<ZoneBox<Self>> {
         let charge = Charge::new(&open.queue)?;
         let mut ccb = Ccb::zeroed();
-        ccb.copyin(user_ccb)?;
+        ccb.copyin(name.user_ccb)?;
         let operation = Operation::parse(&ccb.fields())?;
         Self::check_physical(&operation, thread)?;
         let saved = ccb.save();
@@ -133,7 +188,10 @@ impl Request {
         };
         let ticket = Ticket {
             links: Links::new(),
-            user_ccb,
+            user_ccb: name.user_ccb,
+            tag: name.tag,
+            number: AtomicU64::new(0),
+            asked: Asked::new(&request.ccb, &operation, thread),
             sent: Sent::none(),
             waits: operation.route == Route::UserCcb,
             is_done: AtomicBool::new(false),
@@ -260,16 +318,20 @@ impl Request {
     }
 
     /// Hands the data to the process that reaps, and the CCB to its address
-    /// `to`. What fails can be tried again: the request is as it was. Sleeps.
+    /// `to`, where there is one. What fails can be tried again: the request is
+    /// as it was. Sleeps.
     ///
     /// # Errors
     /// `EFAULT`: the user's buffer or CCB is not writable.
-    pub fn reap(&mut self, to: UserPtr) -> Result {
+    pub fn reap(&mut self, to: Option<UserPtr>) -> Result {
         for buffer in self.buffers.iter().flatten() {
             if let Buffer::Bounce(bounce) = buffer {
                 bounce.copyout(self.ccb.moved(bounce.transfer()))?;
             }
         }
+        let Some(to) = to else {
+            return Ok(());
+        };
         // A second try restores what is restored already.
         self.ccb.restore(&self.saved);
         to.copyout(self.ccb.bytes())

@@ -11,6 +11,7 @@ use crate::{
         driver::{self, Driver, Routines},
         errno::{ENXIO, Result},
         fifo::Fifo,
+        list::List,
         periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
         print,
         shared::Shared,
@@ -20,7 +21,7 @@ use crate::{
     },
     module,
     node::Qpass,
-    queue::Queue,
+    queue::{Open, Queue},
     request::Request,
     room::Room,
     stats::Outcome,
@@ -28,6 +29,7 @@ use crate::{
 use core::{
     ffi::{CStr, c_int, c_void},
     ptr::NonNull,
+    sync::atomic::Ordering,
 };
 use sys_bindings as sys;
 
@@ -65,7 +67,8 @@ pub(crate) struct State {
     pub(crate) queued: Fifo<ZoneBox<Request>>,
     node: Option<Node>,
     pub(crate) gone: bool,
-    opens: u32,
+    pub(crate) opens: List<Queue>,
+    last_open: u64,
     zones: Option<Shared<Zones>>,
 }
 
@@ -126,7 +129,8 @@ impl Unit {
             queued: Fifo::new(),
             node: None,
             gone: periph.is_invalid(held),
-            opens: 0,
+            opens: List::new(),
+            last_open: 0,
             zones: None,
         };
         let unit = Unit {
@@ -205,6 +209,11 @@ impl Unit {
         if let Some(node) = state.node.take() {
             node.destroy();
         }
+        // devfs(5) waits until no call is left in the node.
+        for queue in state.opens.iter() {
+            queue.depart();
+        }
+        self.room.depart();
     }
 
     /// Has the node's alias by physical path made, or made anew.
@@ -251,20 +260,22 @@ impl Unit {
     ///
     /// # Errors
     /// `ENXIO`: the device is gone.
-    pub fn opened(&self, held: &mut Held<'_>) -> Result {
+    pub fn opened(&self, held: &mut Held<'_>, queue: &Shared<Queue>) -> Result {
         let state = self.state.get(held);
         if state.gone {
             return Err(ENXIO);
         }
-        state.opens += 1;
+        state.last_open += 1;
+        queue.number.store(state.last_open, Ordering::Relaxed);
+        state.opens.insert(queue);
         Ok(())
     }
 
     /// Takes an open off; the last one takes the zones along.
-    pub fn closed(&self, held: &mut Held<'_>) {
+    pub fn closed(&self, held: &mut Held<'_>, queue: &Shared<Queue>) {
         let state = self.state.get(held);
-        state.opens -= 1;
-        if state.opens == 0 {
+        state.opens.remove(queue);
+        if state.opens.is_empty() {
             state.zones = None;
         }
     }
@@ -283,6 +294,29 @@ impl Unit {
         Ok(self.state.get(&mut held).zones.get_or_insert(fresh).clone())
     }
 
+    /// Queues requests that all go to the device.
+    ///
+    /// # Errors
+    /// `ENXIO`: the device is gone; none of them was taken.
+    pub fn submit_all(&self, open: &Open, mut requests: Fifo<ZoneBox<Request>>) -> Result {
+        open.queue.admit(&mut requests);
+        let mut held = open.periph().lock();
+        let state = self.state.get(&mut held);
+        if state.gone {
+            // What is dropped is freed with no lock held.
+            drop::<Held>(held);
+            return Err(ENXIO);
+        }
+        let mut priority = u32::MAX;
+        while let Some(request) = requests.pop() {
+            self.room.stats.submit();
+            priority = priority.min(request.priority());
+            state.queued.push(request);
+        }
+        held.schedule(priority);
+        Ok(())
+    }
+
     /// Queues a request, or answers it at once.
     ///
     /// # Errors
@@ -292,10 +326,10 @@ impl Unit {
         let priority = request.priority();
         let mut own = None;
         match request.route() {
-            Route::Device => open.queue.admit(&request),
+            Route::Device => return self.submit_all(&open, Fifo::of(request)),
             Route::UserCcb => {
                 own = Some(OwnCcb::alloc());
-                open.queue.admit(&request);
+                open.queue.admit_one(&request);
             }
             _ => {}
         }
@@ -308,10 +342,6 @@ impl Unit {
         }
         self.room.stats.submit();
         match (request.route(), own) {
-            (Route::Device, _) => {
-                self.state.get(&mut held).queued.push(request);
-                held.schedule(priority);
-            }
             (_, Some(mut own)) => {
                 let ccb = own.ccb_mut();
                 ccb.take_request(&request.ccb);

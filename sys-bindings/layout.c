@@ -98,6 +98,21 @@ qpass_layout(void)
 	SIZE(qpass_cancel, struct qpass_cancel);
 	OFFSET(qpass_cancel, struct qpass_cancel, dequeued);
 	OFFSET(qpass_cancel, struct qpass_cancel, reserved);
+	SIZE(qpass_submission, struct qpass_submission);
+	OFFSET(qpass_submission, struct qpass_submission, tag);
+	SIZE(qpass_completion, struct qpass_completion);
+	OFFSET(qpass_completion, struct qpass_completion, status);
+	OFFSET(qpass_completion, struct qpass_completion, flags);
+	SIZE(qpass_enter, struct qpass_enter);
+	OFFSET(qpass_enter, struct qpass_enter, timeout);
+	OFFSET(qpass_enter, struct qpass_enter, submit_error);
+	OFFSET(qpass_enter, struct qpass_enter, reserved);
+	SIZE(qpass_outstanding, struct qpass_outstanding);
+	OFFSET(qpass_outstanding, struct qpass_outstanding, func_code);
+	OFFSET(qpass_outstanding, struct qpass_outstanding, cdb);
+	SIZE(qpass_list, struct qpass_list);
+	OFFSET(qpass_list, struct qpass_list, cursor);
+	OFFSET(proc_, struct proc, p_pid);
 	SIZE(uma_zone_t, uma_zone_t);
 	SIZE(uma_align, int);
 }

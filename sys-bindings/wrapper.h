@@ -8,6 +8,7 @@
 #include <sys/kenv.h>
 #include <sys/bio.h>
 #include <sys/bus.h>
+#include <sys/callout.h>
 #include <sys/conf.h>
 #include <sys/devicestat.h>
 #include <sys/errno.h>
@@ -83,3 +84,5 @@ static const unsigned long QPC_CAM_0X18_DATA_LEN = CAM_0X18_DATA_LEN;
 static const unsigned long QPC_QPIOC_INFO = QPIOC_INFO;
 static const unsigned long QPC_QPIOC_LIMIT = QPIOC_LIMIT;
 static const unsigned long QPC_QPIOC_CANCEL = QPIOC_CANCEL;
+static const unsigned long QPC_QPIOC_ENTER = QPIOC_ENTER;
+static const unsigned long QPC_QPIOC_LIST = QPIOC_LIST;

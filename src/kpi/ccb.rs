@@ -271,18 +271,69 @@ impl Ccb {
         }
     }
 
-    /// Bytes of a transfer that the device moved, as its CCB says.
-    pub fn moved(&self, transfer: Transfer) -> u32 {
+    /// The first bytes of the command, and how long a CDB is: of what a device
+    /// gets as it is.
+    pub fn command(&self) -> ([u8; 16], u8) {
+        let mut bytes = [0; 16];
+        let mut take = |from: *const u8, len: usize| {
+            let len = len.min(bytes.len());
+            // SAFETY: plain data inside the CCB, of at least that length.
+            bytes[..len].copy_from_slice(unsafe { core::slice::from_raw_parts(from, len) });
+        };
+        match self.hdr().func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                let csio = self.csio();
+                let len = csio.cdb_len;
+                take((&raw const csio.cdb_io).cast(), usize::from(len));
+                return (bytes, len);
+            }
+            sys::XPT_ATA_IO => {
+                // SAFETY: plain data.
+                let io = unsafe { &self.0.ataio };
+                take((&raw const io.cmd).cast(), size_of_val(&io.cmd));
+            }
+            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
+                // SAFETY: plain data.
+                let io = unsafe { &self.0.nvmeio };
+                take((&raw const io.cmd).cast(), size_of_val(&io.cmd));
+            }
+            _ => {}
+        }
+        (bytes, 0)
+    }
+
+    /// How it ended, for a program that does not want the whole CCB.
+    pub fn completion(&self) -> sys::qpass_completion {
+        // SAFETY: integers.
+        let mut done: sys::qpass_completion = unsafe { core::mem::zeroed() };
+        done.status = self.hdr().status;
+        done.resid = self.resid(self.hdr().func_code);
+        if self.has(Field::Scsi) {
+            let csio = self.csio();
+            done.scsi_status = csio.scsi_status;
+            if done.status & sys::CAM_AUTOSNS_VALID != 0 {
+                done.sense_len = csio.sense_len.saturating_sub(csio.sense_resid);
+            }
+        }
+        done
+    }
+
+    /// Bytes that were not moved, where an opcode's CCB says so.
+    fn resid(&self, func_code: sys::xpt_opcode) -> u32 {
         // SAFETY: plain data.
-        let resid = unsafe {
-            match transfer.field {
-                Field::Scsi => self.0.csio.resid,
-                Field::Ata => self.0.ataio.resid,
+        unsafe {
+            match func_code {
+                sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => self.0.csio.resid,
+                sys::XPT_ATA_IO => self.0.ataio.resid,
                 // The others have no residual.
                 _ => 0,
             }
-        };
-        ioctl::transferred(transfer.len, resid)
+        }
+    }
+
+    /// Bytes of a transfer that the device moved, as its CCB says.
+    pub fn moved(&self, transfer: Transfer) -> u32 {
+        ioctl::transferred(transfer.len, self.resid(self.hdr().func_code))
     }
 
     /// What the user must find unchanged when the CCB comes back.

@@ -8,7 +8,7 @@ use super::{
     knlist::Knote,
     periph::{Periph, PeriphRef},
     task::OnTaskqueueThread,
-    user::UserPtr,
+    user::{Plain, UserPtr},
 };
 use core::{
     cell::UnsafeCell,
@@ -27,6 +27,12 @@ impl Thread<'_> {
     pub fn is_32bit(self) -> bool {
         // SAFETY: a running thread has a process, and that a sysentvec.
         unsafe { (*(*(*self.0.as_ptr()).td_proc).p_sysent).sv_flags & sys::SV_ILP32 != 0 }
+    }
+
+    /// The number of its process.
+    pub fn pid(self) -> i32 {
+        // SAFETY: a running thread has a process.
+        unsafe { (*(*self.0.as_ptr()).td_proc).p_pid }
     }
 
     /// priv_check(9).
@@ -51,19 +57,6 @@ impl Thread<'_> {
         self.0.as_ptr()
     }
 }
-
-/// Any bytes make one.
-///
-/// # Safety
-/// A `repr(C)` struct of integers without padding.
-pub unsafe trait Plain {}
-
-// SAFETY: fixed-size integers, in order of size, in kmod/qpass_ioctl.h.
-unsafe impl Plain for sys::qpass_info {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_limit {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_cancel {}
 
 /// An ioctl(2) on the device: a number, and what the kernel copied in for it.
 pub struct Ioctl<'a> {

@@ -1,7 +1,7 @@
 //! A queue(3) STAILQ whose entries are owned: putting one in moves it, taking
 //! one out moves it back, and there is no way to hold both.
 
-use core::ptr::NonNull;
+use core::{mem::ManuallyDrop, ptr::NonNull};
 
 /// The field through which a [`Fifo`] chains its nodes.
 pub struct Link<N>(Option<NonNull<N>>);
@@ -66,6 +66,13 @@ impl<E: Entry> Fifo<E> {
         }
     }
 
+    /// A queue of one.
+    pub fn of(entry: E) -> Self {
+        let mut fifo = Fifo::new();
+        fifo.push(entry);
+        fifo
+    }
+
     /// Entries in the queue.
     pub fn len(&self) -> usize {
         self.len
@@ -74,6 +81,19 @@ impl<E: Entry> Fifo<E> {
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Shows every entry to `look`, those first that went in first.
+    pub fn for_each(&mut self, mut look: impl FnMut(&E)) {
+        let mut at = self.head;
+        while let Some(node) = at {
+            // SAFETY: queued nodes are the queue's; the entry is given back
+            // whole, by not being dropped.
+            unsafe {
+                at = (*E::link(node)).0;
+                look(&ManuallyDrop::new(E::from_raw(node)));
+            }
+        }
     }
 
     /// Puts an entry at the end.
@@ -130,6 +150,19 @@ impl<E: Entry> Fifo<E> {
             is_first
         });
         first.pop()
+    }
+
+    /// Puts all of `first` before what is there.
+    pub fn prepend(&mut self, mut first: Fifo<E>) {
+        let Some(tail) = first.tail else {
+            return;
+        };
+        // SAFETY: queued nodes are the queue's, and `first` is ours.
+        unsafe { (*E::link(tail)).0 = self.head };
+        self.head = first.head.take();
+        self.tail = self.tail.or(first.tail);
+        first.tail = None;
+        self.len += core::mem::take(&mut first.len);
     }
 
     /// Takes everything.
@@ -213,6 +246,9 @@ mod tests {
     fn taking_some_leaves_the_others_in_order() {
         let alive = Rc::new(());
         let mut fifo = filled(&alive, 6);
+        let mut seen = Vec::new();
+        fifo.for_each(|e| seen.push(e.0.value));
+        assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
         let mut odd = fifo.take_if(|e| e.0.value % 2 == 1);
         assert_eq!(values(&mut odd), [1, 3, 5]);
         assert_eq!(values(&mut fifo), [0, 2, 4]);
@@ -226,6 +262,24 @@ mod tests {
         assert_eq!(third.0.value, 2);
         assert!(fifo.take_first(|e| e.0.value > 9).is_none());
         assert_eq!(values(&mut fifo), [0, 1, 3, 4, 5]);
+    }
+
+    #[test]
+    fn what_is_put_before_comes_first() {
+        let alive = Rc::new(());
+        for (n, m) in [(0, 0), (0, 2), (2, 0), (2, 3)] {
+            let (mut fifo, first) = (filled(&alive, n), filled(&alive, m));
+            fifo.prepend(first);
+            assert_eq!(fifo.len(), (n + m) as usize);
+            fifo.push(Owned(Box::new(Node {
+                value: 9,
+                next: Link::new(),
+                _alive: alive.clone(),
+            })));
+            let wanted: Vec<_> = (0..m).chain(0..n).chain([9]).collect();
+            assert_eq!(values(&mut fifo), wanted);
+        }
+        assert_eq!(Rc::strong_count(&alive), 1);
     }
 
     #[test]

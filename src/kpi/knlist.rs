@@ -100,6 +100,11 @@ impl Knote<'_> {
         i32::from(self.0.kn_kevent.filter)
     }
 
+    /// `EV_CLEAR`: an event is reported once, until it comes anew.
+    pub fn is_cleared(&self) -> bool {
+        u32::from(self.0.kn_kevent.flags) & sys::EV_CLEAR != 0
+    }
+
     /// Attaches to `object`; the knote holds the reference until it is dropped
     /// by close(2), EV_DELETE or EV_ONESHOT, even when the device is long gone.
     pub fn attach<F: Filter>(self, object: Shared<F::Object>) {

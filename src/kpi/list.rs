@@ -41,6 +41,13 @@ impl<N> Links<N> {
     }
 }
 
+impl<N> Drop for Links<N> {
+    fn drop(&mut self) {
+        // A panic is the kernel's end: the list never sees what was freed.
+        assert!(!self.is_linked(), "a node goes while it is on a list");
+    }
+}
+
 impl<N> Default for Links<N> {
     fn default() -> Self {
         Self::new()
@@ -56,8 +63,9 @@ pub trait Node: Sized {
 /// Owns a node, which others may see while it is on a list.
 ///
 /// # Safety
-/// The node stays where it is, and nobody has it exclusively, until the owner
-/// is dropped; dropping one whose node is on a list never returns.
+/// The node stays where it is, and nobody has it exclusively, until it is
+/// dropped, with its last owner. (Its [`Links`] see that it is on no list
+/// then.)
 pub unsafe trait Owner {
     /// What it owns.
     type Node: Node;
@@ -125,6 +133,11 @@ impl<N: Node> List<N> {
             }
             links.linked.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Whether no node is on it.
+    pub fn is_empty(&self) -> bool {
+        self.head.is_none()
     }
 
     /// The nodes, those first that came first.

@@ -9,6 +9,7 @@
 pub mod errno;
 pub mod fifo;
 pub mod list;
+pub mod time;
 
 #[cfg(not(test))]
 pub mod alloc;

@@ -1,14 +1,21 @@
 //! mutex(9), `MTX_DEF`: data that only the holder of its lock can reach.
 
-use super::alloc::KBox;
+use super::{
+    alloc::KBox,
+    errno::{EINTR, ERESTART, ETIMEDOUT, Result, check},
+    time::Deadline,
+};
 use core::{
     cell::UnsafeCell,
-    ffi::CStr,
+    ffi::{CStr, c_int},
     marker::PhantomData,
     ops::{Deref, DerefMut},
     panic::Location,
 };
 use sys_bindings as sys;
+
+/// What _sleep(9) says when the time is over.
+const EWOULDBLOCK: c_int = sys::EWOULDBLOCK as c_int;
 
 /// A `struct mtx` and the data that it guards.
 ///
@@ -55,6 +62,12 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// wakeup(9): everybody who sleeps in [`Guard::sleep`].
+    pub fn wakeup(&self) {
+        // SAFETY: the address is a name only.
+        unsafe { sys::wakeup(self.raw.get().cast()) };
+    }
+
     /// The `struct mtx`, for a kernel function that locks it itself.
     pub(super) fn as_mtx(&self) -> *mut sys::mtx {
         self.raw.get()
@@ -85,6 +98,33 @@ pub struct Guard<'a, T> {
 }
 
 impl<T> Guard<'_, T> {
+    /// msleep_sbt(9): lets the lock go, sleeps until [`Mutex::wakeup`], and
+    /// takes it again. What it guards may have changed, and may be as it was.
+    /// No other lock may be held.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: the deadline has passed; `EINTR`: a signal came.
+    pub fn sleep(&mut self, deadline: Deadline) -> Result {
+        let mtx = self.as_mtx();
+        // SAFETY: the lock is held; nobody can use this guard meanwhile.
+        let error = unsafe {
+            sys::_sleep(
+                mtx.cast(),
+                &raw mut (*mtx).lock_object,
+                (sys::PRIBIO | sys::PCATCH) as c_int,
+                c"qpass".as_ptr(),
+                deadline.sbintime(),
+                0,
+                sys::C_ABSOLUTE as c_int,
+            )
+        };
+        match error {
+            EWOULDBLOCK => Err(ETIMEDOUT),
+            ERESTART => Err(EINTR),
+            error => check(error),
+        }
+    }
+
     pub(super) fn as_mtx(&self) -> *mut sys::mtx {
         self.mutex.raw.get()
     }

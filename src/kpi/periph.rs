@@ -372,6 +372,17 @@ impl<T> DeviceCell<T> {
         }
     }
 
+    /// The data, to look at only.
+    pub fn look<'h>(&'h self, held: &'h Held<'_>) -> &'h T {
+        assert!(
+            core::ptr::eq(self.periph, held.periph),
+            "lock of another device"
+        );
+        // SAFETY: the lock is held, and while `held` is borrowed nobody has
+        // the data exclusively.
+        unsafe { &*self.data.get() }
+    }
+
     /// The data, for as long as the lock stays held.
     pub fn get<'h>(&'h self, held: &'h mut Held<'_>) -> &'h mut T {
         assert!(

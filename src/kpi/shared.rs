@@ -4,7 +4,10 @@
 //! the CAM device lock held); what it stands for needs to sleep to be torn
 //! down. So the last one out only queues a task(9), and that does the rest.
 
-use super::alloc::KBox;
+use super::{
+    alloc::KBox,
+    list::{Node, Owner},
+};
 use core::{
     cell::UnsafeCell,
     ffi::{c_int, c_void},
@@ -125,6 +128,15 @@ impl<T: Send + Sync> Drop for Shared<T> {
             // brought the count to zero.
             unsafe { sys::taskqueue_enqueue(sys::taskqueue_thread, inner.task.get()) };
         }
+    }
+}
+
+// SAFETY: the value does not move, and is only ever shared.
+unsafe impl<T: Node + Send + Sync> Owner for Shared<T> {
+    type Node = T;
+    fn node(&self) -> NonNull<T> {
+        // SAFETY: alive, because self is.
+        NonNull::from(unsafe { &self.0.as_ref().value })
     }
 }
 

@@ -5,6 +5,32 @@ use crate::sg::Segment;
 use core::ffi::c_void;
 use sys_bindings as sys;
 
+/// Any bytes make one.
+///
+/// # Safety
+/// A `repr(C)` struct of integers without padding.
+pub unsafe trait Plain {}
+
+// SAFETY: two integers of one size.
+unsafe impl Plain for Segment {}
+
+// SAFETY: fixed-size integers, in order of size, in kmod/qpass_ioctl.h.
+unsafe impl Plain for sys::qpass_info {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_limit {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_cancel {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_enter {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_submission {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_completion {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_list {}
+// SAFETY: as above.
+unsafe impl Plain for sys::qpass_outstanding {}
+
 /// An address that a process gave: a number until copyin(9) or copyout(9)
 /// says otherwise, and never dereferenced.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,16 +47,32 @@ impl UserPtr {
         self.0
     }
 
-    /// Fills a list of segments from user memory. May sleep: no mutex may be
-    /// held.
+    /// The address `bytes` further on. A wild one wraps, and is refused when it
+    /// is used.
+    #[must_use]
+    pub fn offset(self, bytes: usize) -> Self {
+        UserPtr(self.0.wrapping_add(bytes))
+    }
+
+    /// Fills an array from user memory. May sleep: no mutex may be held.
     ///
     /// # Errors
-    /// `EFAULT`.
-    pub fn copyin_segments(self, to: &mut [Segment]) -> Result {
-        // SAFETY: a Segment is two integers: any bytes make one, and all of
-        // its bytes are initialised.
+    /// `EFAULT`: it is not all readable; `to` may be partly filled.
+    pub fn copyin_array<T: Plain>(self, to: &mut [T]) -> Result {
+        // SAFETY: any bytes make a T, and it has no padding.
         self.copyin(unsafe {
             core::slice::from_raw_parts_mut(to.as_mut_ptr().cast(), size_of_val(to))
+        })
+    }
+
+    /// Writes an array to user memory. May sleep: no mutex may be held.
+    ///
+    /// # Errors
+    /// `EFAULT`: it is not all writable; part of it may be written.
+    pub fn copyout_array<T: Plain>(self, from: &[T]) -> Result {
+        // SAFETY: a T has no padding.
+        self.copyout(unsafe {
+            core::slice::from_raw_parts(from.as_ptr().cast(), size_of_val(from))
         })
     }
 

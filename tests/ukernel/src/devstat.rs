@@ -122,11 +122,22 @@ pub(crate) unsafe extern "C" fn devstat_end_transaction(
 }
 
 pub(crate) unsafe extern "C" fn binuptime(time: *mut sys::bintime) {
-    // SAFETY: the caller's place for the result. Never zero: the kernel has
-    // been up for a second when devices come.
+    // SAFETY: the caller's place for the result.
     unsafe {
-        (*time).sec = uptime().as_secs() as i64 + 1;
-        (*time).frac = u64::from(uptime().subsec_nanos()) << 32;
+        let now = uptime();
+        (*time).sec = now.as_secs() as i64;
+        // In units of 2^-64 s.
+        (*time).frac = ((u64::from(now.subsec_nanos()) << 32) / 1_000_000_000) << 32;
+    }
+}
+
+/// The kernel's clock ticks a thousand times a second.
+pub(crate) unsafe extern "C" fn getbinuptime(time: *mut sys::bintime) {
+    // SAFETY: the caller's place for the result.
+    unsafe {
+        binuptime(time);
+        let ms = (((*time).frac >> 32) * 1000) >> 32;
+        (*time).frac = ((ms << 32) / 1000) << 32;
     }
 }
 

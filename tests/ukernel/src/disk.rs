@@ -124,6 +124,11 @@ impl RamDisk {
         disk
     }
 
+    /// Sets every byte of it.
+    pub fn fill(&self, byte: u8) {
+        self.blocks.lock().unwrap().fill(byte);
+    }
+
     /// Lets a stuck disk answer again.
     pub fn unstick(&self) {
         self.stuck.store(false, Ordering::SeqCst);

@@ -31,7 +31,7 @@ pub fn functions() -> Vec<Export> {
         user::{ copyin, copyout }
         task::{ taskqueue_enqueue, taskqueue_drain_all }
         thread::{ eventratecheck, securelevel_gt, priv_check }
-        devstat::{ devstat_new_entry, devstat_remove_entry, devstat_start_transaction, devstat_end_transaction, binuptime }
+        devstat::{ devstat_new_entry, devstat_remove_entry, devstat_start_transaction, devstat_end_transaction, binuptime, getbinuptime }
         devfs::{ make_dev_physpath_alias, destroy_dev_sched_cb, destroy_dev_drain, devfs_set_cdevpriv, devfs_get_cdevpriv }
         kqueue::{ knlist_init_mtx, knlist_destroy, knlist_add, knlist_remove, knote, selrecord, selwakeuppri, seldrain }
         sysctl::{ sysctl_handle_int, sysctl_handle_long, sysctl_handle_64, sysctl_ctx_init, sysctl_add_oid, sysctl_ctx_free }

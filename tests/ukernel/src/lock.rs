@@ -18,9 +18,10 @@ use std::{
 
 static BOOT: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Time since boot.
+/// Time since boot. Never zero: the kernel has been up for a second when
+/// devices come.
 pub fn uptime() -> Duration {
-    BOOT.elapsed()
+    BOOT.elapsed() + Duration::from_secs(1)
 }
 
 /// Where a thread waits for a mutex, by the mutex's address.
@@ -271,29 +272,80 @@ pub(crate) unsafe extern "C" fn __mtx_unlock_flags(
 struct Channels {
     wakeups: HashMap<usize, u64>,
     sleepers: HashMap<usize, usize>,
+    /// Signals sent so far, to every process.
+    signals: u64,
+    /// Threads that a signal would wake.
+    catching: usize,
+    /// Sleeps so far that a signal would have ended.
+    sleeps: u64,
 }
 static CHANNELS: LazyLock<(Mutex<Channels>, Condvar)> = LazyLock::new(Default::default);
+
+/// How a sleep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slept {
+    /// By a wake-up.
+    Woken,
+    /// The time is over.
+    TimedOut,
+    /// By a signal.
+    Interrupted,
+}
+
+/// A signal to every process: who sleeps with PCATCH wakes.
+pub fn signal() {
+    let (lock, woken) = &*CHANNELS;
+    lock.lock().unwrap().signals += 1;
+    woken.notify_all();
+}
+
+/// Threads that sleep where a signal would wake them.
+pub fn catching() -> usize {
+    CHANNELS.0.lock().unwrap().catching
+}
 
 /// msleep(9): lets `mtx` go, sleeps on `chan` for at most `timeout`, and takes
 /// `mtx` again. `false`: the time is over.
 pub fn msleep(chan: usize, mtx: *mut sys::mtx, timeout: Option<Duration>, what: &str) -> bool {
+    sleep(chan, mtx, timeout, false, what) == Slept::Woken
+}
+
+/// Sleeps with PCATCH so far.
+pub fn sleeps() -> u64 {
+    CHANNELS.0.lock().unwrap().sleeps
+}
+
+fn sleep(
+    chan: usize,
+    mtx: *mut sys::mtx,
+    timeout: Option<Duration>,
+    catch: bool,
+    what: &str,
+) -> Slept {
     let (lock, woken) = &*CHANNELS;
     let mut channels = lock.lock().unwrap();
     let before = channels.wakeups.get(&chan).copied().unwrap_or(0);
     *channels.sleepers.entry(chan).or_default() += 1;
+    let signals = channels.signals;
+    channels.catching += usize::from(catch);
+    channels.sleeps += u64::from(catch);
     if !mtx.is_null() {
         mtx_unlock(mtx, what);
     }
     may_sleep(what);
     let deadline = timeout.map(|t| Instant::now() + t);
-    let mut in_time = true;
+    let mut slept = Slept::Woken;
     while channels.wakeups.get(&chan).copied().unwrap_or(0) == before {
+        if catch && channels.signals != signals {
+            slept = Slept::Interrupted;
+            break;
+        }
         channels = match deadline {
             None => woken.wait(channels).unwrap(),
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    in_time = false;
+                    slept = Slept::TimedOut;
                     break;
                 }
                 woken.wait_timeout(channels, left).unwrap().0
@@ -301,11 +353,12 @@ pub fn msleep(chan: usize, mtx: *mut sys::mtx, timeout: Option<Duration>, what: 
         };
     }
     forget_sleeper(&mut channels, chan);
+    channels.catching -= usize::from(catch);
     drop(channels);
     if !mtx.is_null() {
         mtx_lock(mtx, what);
     }
-    in_time
+    slept
 }
 
 fn forget_sleeper(channels: &mut MutexGuard<'_, Channels>, chan: usize) {
@@ -342,17 +395,23 @@ fn sbt(time: i64) -> Option<Duration> {
 pub(crate) unsafe extern "C" fn _sleep(
     chan: *const c_void,
     lock: *mut sys::lock_object,
-    _pri: c_int,
+    pri: c_int,
     _wmesg: *const c_char,
     time: i64,
     _precision: i64,
-    _flags: c_int,
+    flags: c_int,
 ) -> c_int {
+    let mut timeout = sbt(time);
+    if flags as u32 & sys::C_ABSOLUTE != 0 {
+        timeout = timeout.map(|at| at.saturating_sub(uptime()));
+    }
+    let catch = pri as u32 & sys::PCATCH != 0;
     // lock_object is the first field of a mtx.
-    if msleep(chan as usize, lock.cast(), sbt(time), "_sleep") {
-        0
-    } else {
-        sys::EWOULDBLOCK as c_int
+    match sleep(chan as usize, lock.cast(), timeout, catch, "_sleep") {
+        Slept::Woken => 0,
+        Slept::TimedOut => sys::EWOULDBLOCK as c_int,
+        // What the process's handler says of restarting.
+        Slept::Interrupted => sys::ERESTART,
     }
 }
 

@@ -13,6 +13,9 @@ use std::{
 /// The exit status of a process that broke a rule.
 pub const BROKEN: i32 = 70;
 
+/// The number of the one process.
+pub const PID: i32 = 4711;
+
 /// Whether the console is also printed, not only kept.
 pub static CONSOLE_ECHO: AtomicBool = AtomicBool::new(false);
 static CONSOLE: Mutex<String> = Mutex::new(String::new());
@@ -53,6 +56,7 @@ impl Thread {
             )
         };
         process.p_sysent = Box::into_raw(vector);
+        process.p_pid = PID;
         kernel.td_proc = Box::into_raw(process);
         pcpu.pc_curthread = &mut *kernel;
         // amd64's curthread is the first word at the GS base.
@@ -130,7 +134,7 @@ pub(crate) unsafe extern "C" fn eventratecheck(
     count: *mut i32,
     limit: i32,
 ) -> i32 {
-    let now = crate::lock::uptime().as_secs() as i64 + 1;
+    let now = crate::lock::uptime().as_secs() as i64;
     // SAFETY: the module's own counters.
     unsafe {
         if (*last).tv_sec != now {

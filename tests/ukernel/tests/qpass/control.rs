@@ -19,7 +19,7 @@ const EINVAL: i32 = sys::EINVAL as i32;
 const ENOENT: i32 = sys::ENOENT as i32;
 
 /// Makes a call with a struct of the program's own.
-fn call<T: Copy>(sys: &mut dyn Sys, fd: i32, request: u64, what: T) -> Result<T, i32> {
+pub fn call<T: Copy>(sys: &mut dyn Sys, fd: i32, request: u64, what: T) -> Result<T, i32> {
     let mut memory = conform::sys::Memory::new(sys, size_of::<T>());
     let at = memory.bytes_mut().as_mut_ptr().cast::<T>();
     // SAFETY: memory of the process's, large and aligned enough.
@@ -41,6 +41,12 @@ pub fn limit(sys: &mut dyn Sys, fd: i32, requests: u32, bytes: u64) -> Result<(u
     let mut limit: sys::qpass_limit = unsafe { core::mem::zeroed() };
     (limit.requests, limit.bytes) = (requests, bytes);
     call(sys, fd, sys::QPC_QPIOC_LIMIT, limit).map(|l| (l.requests, l.bytes))
+}
+
+/// What the open has outstanding: requests, and bytes.
+pub fn outstanding(sys: &mut dyn Sys, fd: i32) -> (u32, u64) {
+    let info = info(sys, fd).expect("info");
+    (info.requests, info.bytes)
 }
 
 /// Dequeued, aborted, unable, done.
@@ -66,7 +72,10 @@ fn info_says_what_there_is() {
     assert_eq!(found.version, sys::QPASS_VERSION);
     assert_eq!(
         found.features,
-        sys::QPASS_FEATURE_CANCEL | sys::QPASS_FEATURE_LIMIT
+        sys::QPASS_FEATURE_CANCEL
+            | sys::QPASS_FEATURE_LIMIT
+            | sys::QPASS_FEATURE_ENTER
+            | sys::QPASS_FEATURE_LIST
     );
     assert_eq!(found.maxio, 3 << 20);
     assert_eq!((found.requests, found.bytes), (1, 4096), "not reaped yet");

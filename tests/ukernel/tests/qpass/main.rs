@@ -8,9 +8,11 @@
 mod abort;
 mod control;
 mod counts;
+mod enter;
 mod faults;
 mod formats;
 mod life;
+mod outstanding;
 
 use conform::{command::Command, sys::Sys};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -73,9 +75,11 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         abort::TESTS,
         control::TESTS,
         counts::TESTS,
+        enter::TESTS,
         faults::TESTS,
         formats::TESTS,
         life::TESTS,
+        outstanding::TESTS,
     ];
     TESTS.iter().chain(others.into_iter().flatten())
 }
@@ -1270,7 +1274,8 @@ fn whatever_happens_nothing_is_left() {
         .filter(|(first, second)| first.starts_with("qpass") || second.starts_with("qpass"))
         .map(|(first, second)| (first.as_str(), second.as_str()))
         .collect();
-    assert_eq!(orders, [("CAM device lock", "qpass queue")]);
+    let wanted = ["qpass queue", "qpass room"].map(|second| ("CAM device lock", second));
+    assert_eq!(orders, wanted);
 }
 
 /// One program: opens and closes, queues good and bad CCBs, reaps, waits.
@@ -1278,6 +1283,7 @@ fn random_program(machine: &Machine, mut random: fastrand::Rng) {
     let mut sys = Shared(machine);
     let mut list = conform::sys::Memory::new(&mut sys, 4096);
     let mut command = Command::new(&mut sys, 65536);
+    let mut arrays = enter::Arrays::new(&mut sys);
     let kq = machine.process().kqueue();
     let mut fds = Vec::new();
     for _ in 0..600 {
@@ -1308,6 +1314,7 @@ fn random_program(machine: &Machine, mut random: fastrand::Rng) {
             4 => {
                 let _ = sys.kevent(kq, &[], &mut [event(0, 0); 4], random.u32(..2));
             }
+            5 if random.bool() => random_enter(&mut random, &mut sys, fd, &command, &mut arrays),
             5 if random.bool() => random_control(&mut random, &mut sys, fd, &command),
             5 => {
                 let _ = sys.poll(fd, POLLIN | sys::POLLOUT as i16, random.i32(..2));
@@ -1335,10 +1342,48 @@ fn random_program(machine: &Machine, mut random: fastrand::Rng) {
     machine.process().close(kq);
 }
 
+/// QPIOC_ENTER with good and bad entries, and waits that end soon.
+fn random_enter(
+    random: &mut fastrand::Rng,
+    sys: &mut Shared<'_>,
+    fd: i32,
+    command: &Command,
+    arrays: &mut enter::Arrays,
+) {
+    let submissions: Vec<_> = (0..random.usize(..40))
+        .map(|_| {
+            let wild = random.u32(..60) == 0;
+            let ccb = if wild { 16 } else { command.ccb.address() };
+            (ccb, random.u64(..))
+        })
+        .collect();
+    arrays.submit(&submissions);
+    let room = random.u32(..60);
+    let mut call = arrays.call(submissions.len(), room, random.u32(..=room));
+    call.flags = random.u32(..8) & !sys::QPASS_ENTER_ABSTIME;
+    call.timeout = random.u64(..2_000_000);
+    if random.u32(..20) == 0 {
+        call.completions = 16;
+    }
+    if let Ok((submitted, reaped, stopped, _)) = enter::enter(sys, fd, call) {
+        assert!(reaped <= room);
+        assert_eq!(stopped == 0, submitted == submissions.len() as u32);
+    }
+    if random.u32(..4) == 0 {
+        lock::signal();
+    }
+}
+
 /// QPIOC_CANCEL of one or all, QPIOC_LIMIT, and QPIOC_INFO, which is true at
 /// every moment.
 fn random_control(random: &mut fastrand::Rng, sys: &mut Shared<'_>, fd: i32, command: &Command) {
-    match random.u32(..3) {
+    match random.u32(..4) {
+        3 => {
+            let flags = random.u32(..2) * sys::QPASS_LIST_DEVICE;
+            if let Ok(found) = outstanding::list(sys, fd, flags, random.usize(1..60)) {
+                outstanding::check_order(&found);
+            }
+        }
         0 => {
             let ccb = if random.bool() {
                 0
