@@ -24,6 +24,7 @@
 #define	QPASS_FEATURE_LIMIT	0x00000002u	/* QPIOC_LIMIT */
 #define	QPASS_FEATURE_ENTER	0x00000004u	/* QPIOC_ENTER */
 #define	QPASS_FEATURE_LIST	0x00000008u	/* QPIOC_LIST */
+#define	QPASS_FEATURE_ZEROCOPY	0x00000010u	/* long transfers are not copied */
 #define	QPASS_FEATURE_UNMAPPED	0x00000100u	/* the SIM takes unmapped I/O */
 
 /*
@@ -35,7 +36,7 @@ struct qpass_info {
 	uint32_t	features;	/* QPASS_FEATURE_* */
 	uint32_t	maxio;		/* longest transfer, in bytes */
 	uint32_t	requests;	/* of this open, not reaped yet */
-	uint64_t	bytes;		/* of kernel memory for their data */
+	uint64_t	bytes;		/* of kernel memory and held pages */
 	/* The device's counters, see sysctl kern.cam.qpass.N. */
 	uint64_t	submitted;	/* commands taken */
 	uint64_t	completed;	/* commands that have an outcome */
@@ -44,7 +45,8 @@ struct qpass_info {
 	uint64_t	cancelled;	/* taken back before they were sent */
 	uint64_t	copied_bytes;	/* between processes and bounce buffers */
 	uint64_t	bounce_bytes;	/* of bounce buffers in use */
-	uint64_t	reserved[8];
+	uint64_t	zerocopy_bytes;	/* moved from and to processes' pages */
+	uint64_t	reserved[7];
 };
 
 /*
@@ -56,7 +58,7 @@ struct qpass_info {
 struct qpass_limit {
 	uint32_t	requests;	/* queued and not reaped */
 	uint32_t	reserved0;
-	uint64_t	bytes;		/* of kernel memory for their data */
+	uint64_t	bytes;		/* of kernel memory and held pages */
 	uint64_t	reserved[2];
 };
 

@@ -19,6 +19,7 @@ u_int qpass_device_max_requests = 4096;
 u_long qpass_device_max_bytes = 256UL * 1024 * 1024;
 int qpass_allow_paddr = 0;
 int qpass_replace = 0;
+u_int qpass_zerocopy_min = 32 * 1024;
 
 SYSCTL_DECL(_kern_cam);
 static SYSCTL_NODE(_kern_cam, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
@@ -35,6 +36,10 @@ SYSCTL_ULONG(_kern_cam_qpass, OID_AUTO, device_max_bytes, CTLFLAG_RWTUN,
     "Bytes of data that all opens of a device may have outstanding");
 SYSCTL_INT(_kern_cam_qpass, OID_AUTO, allow_paddr, CTLFLAG_RWTUN | CTLFLAG_SECURE,
     &qpass_allow_paddr, 0, "Take physical addresses from privileged processes");
+
+SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, zerocopy_min, CTLFLAG_RWTUN,
+    &qpass_zerocopy_min, 0,
+    "Bytes from which on a transfer uses the process's own pages");
 
 /* Where a unit's own node goes. */
 struct sysctl_oid_list *qpass_sysctl_children =

@@ -10,6 +10,7 @@ use crate::{
         alloc::KVec,
         ccb::Ccb,
         errno::Result,
+        pages::HeldPages,
         shared::Shared,
         user::UserPtr,
         zone::{self, Chunk, Zone},
@@ -83,6 +84,13 @@ impl Zones {
     }
 }
 
+impl Zones {
+    /// Counts a transfer that needs none of their chunks.
+    pub fn count_in_place(&self, len: u32) {
+        self.room.stats.in_place(len);
+    }
+}
+
 impl AsRef<Zone> for Zones {
     fn as_ref(&self) -> &Zone {
         &self.requests
@@ -103,6 +111,8 @@ enum Chunks {
 pub enum Buffer {
     /// A copy.
     Bounce(Bounce),
+    /// Nothing: the device moves the process's own pages.
+    Pages(HeldPages),
     /// Nothing: a privileged process gave the address.
     Physical,
     /// A copy of a privileged process's list of addresses.
@@ -135,7 +145,8 @@ impl Segments {
         }])
     }
 
-    fn as_slice(&self) -> &[Segment] {
+    /// As a list.
+    pub fn as_slice(&self) -> &[Segment] {
         match self {
             Segments::One(one) => one,
             Segments::List(list) => list,

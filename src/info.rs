@@ -24,7 +24,7 @@ pub fn info(open: &Shared<Open>, info: &mut sys::qpass_info) -> Result {
         | sys::QPASS_FEATURE_ENTER
         | sys::QPASS_FEATURE_LIST;
     if unit.unmapped {
-        features |= sys::QPASS_FEATURE_UNMAPPED;
+        features |= sys::QPASS_FEATURE_UNMAPPED | sys::QPASS_FEATURE_ZEROCOPY;
     }
     // The counters of commands change with the device lock held.
     let mut held = open.periph().lock();
@@ -44,7 +44,8 @@ pub fn info(open: &Shared<Open>, info: &mut sys::qpass_info) -> Result {
         cancelled: stats.cancelled.load(Relaxed),
         copied_bytes: stats.copied_bytes.load(Relaxed),
         bounce_bytes: stats.bounce_bytes.now.load(Relaxed),
-        reserved: [0; 8],
+        zerocopy_bytes: stats.zerocopy_bytes.load(Relaxed),
+        reserved: [0; 7],
     };
     Ok(())
 }

@@ -139,6 +139,12 @@ pub struct Transfer {
 }
 
 impl Transfer {
+    /// Whether a SIM may be given it as pages: the fields with which CAM's own
+    /// drivers do so.
+    pub fn takes_pages(self) -> bool {
+        matches!(self.field, Field::Scsi | Field::Ata | Field::Nvme)
+    }
+
     /// Whether the device moves the data, and its limit applies; what CAM
     /// itself answers is bounded by what a chunk holds.
     pub fn is_device_io(self) -> bool {

@@ -374,6 +374,15 @@ impl Charge {
     }
 }
 
+impl Charge {
+    /// Takes bytes off again that nothing was allocated for.
+    pub fn give_back(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        self.queue.account.release_bytes(bytes);
+        self.queue.room.account().release_bytes(bytes);
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         self.queue.account.release(self.bytes);

@@ -23,6 +23,7 @@ use crate::{
         errno::{EINVAL, EPERM, Result},
         fifo::Link,
         list::{Links, Node},
+        pages::{Access, HeldPages},
         shared::Shared,
         time::uptime_of_last_tick,
         tunable,
@@ -30,7 +31,7 @@ use crate::{
         zone::{ZoneBox, ZoneItem},
     },
     queue::{Charge, Open},
-    sg::Segment,
+    sg::{self, Segment},
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sys_bindings as sys;
@@ -198,7 +199,7 @@ impl Request {
             round: AtomicU64::new(0),
         };
         let mut request = ZoneBox::new(request, ticket);
-        request.set_up_data()?;
+        request.set_up_data(thread)?;
         Ok(request)
     }
 
@@ -219,27 +220,27 @@ impl Request {
         thread.securelevel_gt(0)
     }
 
-    fn set_up_data(&mut self) -> Result {
+    fn set_up_data(&mut self, thread: Thread<'_>) -> Result {
         let transfers = self.operation.transfers;
         let addresses = transfers.map(|t| t.map(|t| self.ccb.data(t.field)));
         self.ccb.clear_virtual();
         self.ccb.clear_physical();
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
-                self.buffers[i] = Some(self.buffer(transfer, at)?);
+                self.buffers[i] = Some(self.buffer(transfer, at, thread)?);
             }
         }
         Ok(())
     }
 
     /// Has the CCB point at what the device shall move.
-    fn buffer(&mut self, transfer: Transfer, at: UserPtr) -> Result<Buffer> {
+    fn buffer(&mut self, transfer: Transfer, at: UserPtr, thread: Thread<'_>) -> Result<Buffer> {
         let field = transfer.field;
         match self.operation.format {
-            Format::Address => self.bounce(transfer, Segments::one(at, transfer.len)),
+            Format::Address => self.reach(transfer, Segments::one(at, transfer.len), thread),
             Format::List(count) => {
                 let list = self.copyin_list(at, count, transfer.len)?;
-                self.bounce(transfer, Segments::List(list))
+                self.reach(transfer, Segments::List(list), thread)
             }
             Format::Physical => {
                 self.ccb.set_physical(field, at);
@@ -251,6 +252,56 @@ impl Request {
                 Ok(Buffer::PhysicalList(list))
             }
         }
+    }
+
+    /// Has a transfer's data where the device finds it: in the process's own
+    /// pages where that is worth while and works, else in a copy.
+    fn reach(
+        &mut self,
+        transfer: Transfer,
+        segments: Segments,
+        thread: Thread<'_>,
+    ) -> Result<Buffer> {
+        if let Some(pages) = self.hold(transfer, &segments, thread)? {
+            self.ccb.set_pages(transfer.field, &pages);
+            self.zones.count_in_place(transfer.len);
+            return Ok(Buffer::Pages(pages));
+        }
+        self.bounce(transfer, segments)
+    }
+
+    /// Holds the pages of a transfer, if it may have its data in them.
+    ///
+    /// # Errors
+    /// `EAGAIN`: over a limit.
+    fn hold(
+        &mut self,
+        transfer: Transfer,
+        segments: &Segments,
+        thread: Thread<'_>,
+    ) -> Result<Option<HeldPages>> {
+        if !transfer.takes_pages()
+            || !self.open.unit()?.unmapped
+            || transfer.len < tunable::zerocopy_min()
+        {
+            return Ok(None);
+        }
+        let Some(pages) = sg::pages_of(segments.as_slice(), transfer.len) else {
+            return Ok(None);
+        };
+        let bytes = pages as u64 * u64::from(sys::PAGE_SIZE) + HeldPages::overhead(pages);
+        self.charge.add_bytes(bytes)?;
+        let access = match transfer.direction {
+            Direction::Out => Access::Read,
+            _ => Access::Write,
+        };
+        let held = HeldPages::hold(thread, segments.as_slice(), transfer.len, pages, access);
+        if held.is_err() {
+            // A copy says what is wrong, now or when it is reaped, as it does
+            // for a short transfer; and it may be memory that can be copied.
+            self.charge.give_back(bytes);
+        }
+        Ok(held.ok())
     }
 
     /// Takes kernel memory for a transfer, and has the CCB point at it.

@@ -32,6 +32,35 @@ pub fn check(segments: &[Segment], len: u32) -> Result {
     Ok(())
 }
 
+/// The non-empty segments of the first `len` bytes, the last cut to fit.
+pub fn runs(segments: &[Segment], len: u32) -> impl Iterator<Item = Segment> + Clone {
+    let mut left = u64::from(len);
+    segments.iter().filter_map(move |segment| {
+        let len = segment.len.min(left);
+        left -= len;
+        (len != 0).then_some(Segment { len, ..*segment })
+    })
+}
+
+/// How many pages the first `len` bytes are in, if these make one run of pages:
+/// wherever one segment ends and another begins is the end and the beginning
+/// of a page. `None` if not, or if an address is absurd.
+pub fn pages_of(segments: &[Segment], len: u32) -> Option<usize> {
+    const PAGE: u64 = sys_bindings::PAGE_SIZE as u64;
+    let (mut pages, mut end) = (0, None);
+    for run in runs(segments, len) {
+        let starts_a_page = run.address % PAGE == 0;
+        if end.is_some_and(|end: u64| end % PAGE != 0 || !starts_a_page) {
+            return None;
+        }
+        let last = run.address.checked_add(run.len)?;
+        pages += last.div_ceil(PAGE) - run.address / PAGE;
+        end = Some(last);
+    }
+    end?;
+    usize::try_from(pages).ok()
+}
+
 /// A part of a transfer that lies in one segment and in one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -144,7 +173,70 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_list_is_a_run_of_pages_if_its_inner_ends_are_pages_ends() {
+        let pages = |list: &[(u64, u64)], len| {
+            let list: Vec<_> = list.iter().map(|(a, l)| segment(*a, *l)).collect();
+            pages_of(&list, len)
+        };
+        assert_eq!(pages(&[(0x1000, 0x1000)], 0x1000), Some(1));
+        assert_eq!(pages(&[(0x1fff, 2)], 2), Some(2), "a byte in each of two");
+        assert_eq!(pages(&[(0x1800, 0x800), (0x9000, 0x1234)], 0x1a34), Some(3));
+        assert_eq!(pages(&[(0x1800, 0x7ff), (0x9000, 0x1000)], 0x17ff), None);
+        assert_eq!(pages(&[(0x1000, 0x1000), (0x9001, 1)], 0x1001), None);
+        // What is behind the transfer, or empty, does not count.
+        assert_eq!(pages(&[(0x1000, 0x1000), (0x9001, 1)], 0x1000), Some(1));
+        assert_eq!(
+            pages(&[(7, 0), (0x1000, 0x1000), (9, 0), (0x4000, 1)], 0x1001),
+            Some(2)
+        );
+        assert_eq!(pages(&[(u64::MAX, 2)], 2), None);
+        assert_eq!(pages(&[(0x1000, 1)], 0), None, "nothing is no run");
+    }
+
     proptest! {
+        /// Against every byte's page, told apart from its neighbour's.
+        #[test]
+        fn a_run_of_pages_is_one_byte_for_byte(
+            list in prop::collection::vec((0u64..6, 0u64..3, 0u64..3, 0u64..2), 1..6),
+            cut in 0u32..20_000,
+        ) {
+            let list: Vec<_> = list
+                .iter()
+                .map(|(page, off, len, more)| segment(page * 4096 + off * 2048, len * 2048 + more))
+                .collect();
+            let total = list.iter().map(|s| s.len).sum::<u64>() as u32;
+            let len = total.min(cut);
+            let bytes: Vec<u64> = list
+                .iter()
+                .flat_map(|s| s.address..s.address + s.len)
+                .take(len as usize)
+                .collect();
+            // One run: each byte is behind the last in its page, or each is at
+            // an end of its page; segments that touch are one run as well.
+            let mut pages = usize::from(!bytes.is_empty());
+            let mut good = !bytes.is_empty();
+            for pair in bytes.windows(2) {
+                if pair[0] % 4096 == 4095 || pair[1] % 4096 == 0 {
+                    good &= pair[0] % 4096 == 4095 && pair[1] % 4096 == 0;
+                    pages += 1;
+                } else {
+                    good &= pair[1] == pair[0] + 1;
+                }
+            }
+            let found = pages_of(&list, len);
+            if found.is_some() {
+                prop_assert!(good);
+                prop_assert_eq!(found, Some(pages));
+            } else {
+                // Segments that touch inside a page are not taken for a run.
+                let touching = runs(&list, len)
+                    .zip(runs(&list, len).skip(1))
+                    .any(|(a, b)| a.address + a.len == b.address && b.address % 4096 != 0);
+                prop_assert!(!good || touching);
+            }
+        }
+
         /// Byte for byte: the n-th byte of the transfer is the n-th byte of
         /// the list, in chunk n / size at n % size.
         #[test]

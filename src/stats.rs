@@ -43,6 +43,8 @@ pub struct Stats {
     pub cancelled: AtomicU64,
     /// Bytes copied between processes and bounce buffers.
     pub copied_bytes: AtomicU64,
+    /// Bytes that devices moved from and to processes' own pages.
+    pub zerocopy_bytes: AtomicU64,
     /// Bytes of bounce buffers in use.
     pub bounce_bytes: Gauge,
 }
@@ -82,6 +84,11 @@ impl Stats {
         }
         self.completed.fetch_add(1, Relaxed);
         self.outstanding.sub(1);
+    }
+
+    /// A transfer of so many bytes needs no copy.
+    pub fn in_place(&self, bytes: u32) {
+        self.zerocopy_bytes.fetch_add(u64::from(bytes), Relaxed);
     }
 
     /// So many bytes were copied.

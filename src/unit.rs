@@ -185,6 +185,11 @@ impl Unit {
             c"Bytes copied between processes and bounce buffers",
             |room| &room.stats.copied_bytes,
         )
+        .with(
+            c"zerocopy_bytes",
+            c"Bytes of transfers to and from processes' own pages",
+            |room| &room.stats.zerocopy_bytes,
+        )
         .with(c"bounce_bytes", c"Bytes of bounce buffers in use", |room| {
             &room.stats.bounce_bytes.now
         })

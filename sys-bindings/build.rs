@@ -25,6 +25,8 @@ const FUNCTIONS: &[&str] = &[
     "uma_z(alloc|free)_arg",
     "copyin",
     "copyout",
+    "vm_fault_quick_hold_pages",
+    "vm_page_unhold_pages",
     "make_dev_(s|physpath_alias)",
     "devstat_(new_entry|remove_entry|start_transaction|end_transaction)",
     "binuptime",
@@ -77,6 +79,8 @@ const TYPES: &[&str] = &[
     "kevent",
     "filterops",
     "bio",
+    "vmspace",
+    "vm_map",
     "bus_dma_segment_t",
     "task",
     "mtx",
@@ -99,8 +103,13 @@ const TYPES: &[&str] = &[
     "timespec",
     "devstat_.*",
 ];
+/// Types of which only the address matters here.
+const OPAQUE: &[&str] = &["vm_page", "vm_map", "vmspace", "pmap"];
 const VARIABLES: &[&str] = &[
     "taskqueue_thread",
+    "unmapped_buf",
+    "BIO_(READ|WRITE|UNMAPPED)",
+    "PAGE_SIZE",
     "periph_drivers",
     "maxphys",
     "CAM_.*",
@@ -138,7 +147,7 @@ const VARIABLES: &[&str] = &[
     "IOC_.*",
     "QPC_.*",
     "QPASS_.*",
-    "SYS_(close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
+    "SYS_(fork|mlock|fstat|close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
     "MDT_.*",
     "SSD_.*",
     "PROTO_.*",
@@ -186,6 +195,9 @@ fn main() {
         .merge_extern_blocks(true)
         .rust_edition(bindgen::RustEdition::Edition2024)
         .size_t_is_usize(true);
+    for t in OPAQUE {
+        builder = builder.opaque_type(t);
+    }
     for f in FUNCTIONS {
         builder = builder.allowlist_function(f);
     }

@@ -11,6 +11,9 @@
 #define	OFFSET(rust, ctype, field) \
 	EMIT("offset " #rust " " #field, __offsetof(ctype, field))
 
+_Static_assert(__offsetof(struct vmspace, vm_map) == 0,
+    "a vmspace starts with its vm_map");
+
 void qpass_layout(void);
 
 void
@@ -80,6 +83,9 @@ qpass_layout(void)
 	OFFSET(bio, struct bio, bio_ma);
 	OFFSET(bio, struct bio, bio_ma_offset);
 	OFFSET(bio, struct bio, bio_ma_n);
+	OFFSET(bio, struct bio, bio_flags);
+	OFFSET(bio, struct bio, bio_bcount);
+	OFFSET(proc_, struct proc, p_vmspace);
 	SIZE(bus_dma_segment_t, bus_dma_segment_t);
 	SIZE(task, struct task);
 	SIZE(mtx, struct mtx);

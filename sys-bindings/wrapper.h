@@ -7,6 +7,7 @@
 #include <sys/kernel.h>
 #include <sys/kenv.h>
 #include <sys/bio.h>
+#include <sys/buf.h>
 #include <sys/bus.h>
 #include <sys/callout.h>
 #include <sys/conf.h>
@@ -36,7 +37,11 @@
 #include <sys/ucred.h>
 
 #include <vm/vm.h>
+#include <vm/pmap.h>
 #include <vm/uma.h>
+#include <vm/vm_extern.h>
+#include <vm/vm_map.h>
+#include <vm/vm_page.h>
 
 #include <machine/bus.h>
 
@@ -60,6 +65,8 @@
 enum qpass_constants {
 	QPC_GID_OPERATOR = GID_OPERATOR,
 	QPC_D_VERSION = D_VERSION,
+	QPC_VM_PROT_READ = VM_PROT_READ,
+	QPC_VM_PROT_WRITE = VM_PROT_WRITE,
 	QPC_CAM_PRIORITY_NONE = CAM_PRIORITY_NONE,
 	QPC_CAM_PRIORITY_OOB = CAM_PRIORITY_OOB,
 	QPC_CAM_PRIORITY_NORMAL = CAM_PRIORITY_NORMAL,

@@ -1,7 +1,8 @@
 //! union ccb: private copies of a user's, and those that CAM hands out.
 
 use super::{
-    alloc::KVec, devstat::DevStat, driver::pause_ms, errno::Result, periph::Held, user::UserPtr,
+    alloc::KVec, devstat::DevStat, driver::pause_ms, errno::Result, pages::HeldPages, periph::Held,
+    user::UserPtr,
 };
 use crate::{
     ioctl::{self, Direction, Field, Fields, Transfer},
@@ -148,6 +149,12 @@ impl Ccb {
             *segments = list.len() as u16;
         }
         self.set_format(format);
+    }
+
+    /// Has the data moved from, or to, the pages of a process.
+    pub fn set_pages(&mut self, field: Field, pages: &HeldPages) {
+        *self.pointer_mut(field).0 = pages.bio().cast();
+        self.set_format(sys::CAM_DATA_BIO);
     }
 
     /// Has the data moved at a physical address that a user may name.

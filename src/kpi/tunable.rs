@@ -9,6 +9,7 @@ unsafe extern "C" {
     static qpass_device_max_requests: AtomicU32;
     static qpass_device_max_bytes: AtomicU64;
     static qpass_allow_paddr: AtomicU32;
+    static qpass_zerocopy_min: AtomicU32;
 }
 
 /// `hw.qpass.replace`: stand in for pass(4), where the kernel has none.
@@ -41,6 +42,12 @@ pub fn device_max_requests() -> u32 {
 pub fn device_max_bytes() -> u64 {
     // SAFETY: an aligned u_long of the shim's that sysctl(9) writes whole.
     unsafe { qpass_device_max_bytes.load(Ordering::Relaxed) }
+}
+
+/// `kern.cam.qpass.zerocopy_min`: bytes from which on a transfer is not copied.
+pub fn zerocopy_min() -> u32 {
+    // SAFETY: an aligned u_int of the shim's that sysctl(9) writes whole.
+    unsafe { qpass_zerocopy_min.load(Ordering::Relaxed) }
 }
 
 /// `kern.cam.qpass.allow_paddr`: CCBs may carry physical addresses.

@@ -5,6 +5,8 @@ use crate::{
     cam::{self, PathInq, Sim},
     scsi::{self, Data, Disk},
     sys,
+    thread::broken,
+    vm,
 };
 use std::{
     cmp::Reverse,
@@ -31,6 +33,8 @@ pub struct Config {
     pub jitter: Duration,
     /// Threads that carry out commands.
     pub threads: usize,
+    /// Takes unmapped I/O.
+    pub unmapped: bool,
 }
 
 impl Default for Config {
@@ -42,6 +46,7 @@ impl Default for Config {
             latency: Duration::ZERO,
             jitter: Duration::ZERO,
             threads: 2,
+            unmapped: false,
         }
     }
 }
@@ -199,6 +204,10 @@ impl RamDisk {
         cam::done(ccb, !good);
     }
 
+    fn gather(&self, flags: u32, data: *mut u8, segments: u16, len: usize) -> Gathered {
+        Gathered::take(self.config.unmapped, flags, data, segments, len)
+    }
+
     /// READ DMA EXT, WRITE DMA EXT, IDENTIFY DEVICE, CHECK POWER MODE (ACS-4);
     /// all else is aborted.
     fn answer_ata(&self, io: &mut sys::ccb_ataio) -> bool {
@@ -207,10 +216,12 @@ impl RamDisk {
             | usize::from(io.cmd.lba_mid) << 8
             | usize::from(io.cmd.lba_high) << 16;
         let at = lba * scsi::BLOCK;
+        let mut copy = self.gather(io.ccb_h.flags, io.data_ptr, 0, len);
+        let data = copy.bytes.as_mut_ptr();
         let moved = match io.cmd.command {
-            0x25 | 0x35 => {
+            command @ (0x25 | 0x35) => {
                 let mut blocks = self.blocks.lock().unwrap();
-                move_block(&mut blocks, at, io.data_ptr, len, io.cmd.command == 0x35)
+                move_block(&mut blocks, at, data, len, command == 0x35)
             }
             0xec => {
                 let mut page = vec![0; 512];
@@ -218,11 +229,14 @@ impl RamDisk {
                 for (i, byte) in b"QPASS RAM DISK".iter().enumerate() {
                     page[54 + (i ^ 1)] = *byte;
                 }
-                move_block(&mut page, 0, io.data_ptr, len.min(512), false)
+                move_block(&mut page, 0, data, len.min(512), false)
             }
             0xe5 => Some(0),
             _ => None,
         };
+        if io.ccb_h.flags & sys::CAM_DIR_MASK == sys::CAM_DIR_IN {
+            copy.give_back();
+        }
         match moved {
             Some(moved) => {
                 io.resid = (len - moved) as u32;
@@ -248,7 +262,7 @@ impl RamDisk {
             .store(entry[16..40].iter().any(|b| *b != 0), Ordering::SeqCst);
         let lba = u64::from_le_bytes(entry[40..48].try_into().expect("8 bytes")) as usize;
         let len = io.dxfer_len as usize;
-        let mut copy = Gathered::take(io.ccb_h.flags, io.data_ptr, io.sglist_cnt, len);
+        let mut copy = self.gather(io.ccb_h.flags, io.data_ptr, io.sglist_cnt, len);
         let admin = io.ccb_h.func_code == sys::XPT_NVME_ADMIN;
         let moved = match (admin, entry[0]) {
             (false, 0) => Some(0),
@@ -276,7 +290,7 @@ impl RamDisk {
     /// SEND_STATUS (SD Physical Layer Simplified Specification, 4.7.4).
     fn answer_mmc(&self, io: &mut sys::ccb_mmcio) -> bool {
         if !io.cmd.mrq.is_null() || !io.stop.mrq.is_null() || !io.stop.data.is_null() {
-            crate::thread::broken("an MMC command comes with a user's pointers");
+            broken("an MMC command comes with a user's pointers");
         }
         let at = io.cmd.arg as usize * scsi::BLOCK;
         let moved = match io.cmd.opcode {
@@ -346,7 +360,7 @@ impl RamDisk {
 
     fn execute(&self, csio: &sys::ccb_scsiio, len: usize) -> scsi::Answer {
         let flags = csio.ccb_h.flags;
-        let mut copy = Gathered::take(flags, csio.data_ptr, csio.sglist_cnt, len);
+        let mut copy = self.gather(flags, csio.data_ptr, csio.sglist_cnt, len);
         // SAFETY: the union is plain data; a CDB elsewhere stays valid until
         // the CCB is done.
         let cdb = unsafe {
@@ -437,9 +451,20 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn take(flags: u32, data: *mut u8, segments: u16, len: usize) -> Self {
+    fn take(unmapped: bool, flags: u32, data: *mut u8, segments: u16, len: usize) -> Self {
         let mut parts = Vec::new();
         if flags & sys::CAM_DIR_MASK != sys::CAM_DIR_NONE && len != 0 && !data.is_null() {
+            if flags & sys::CAM_DATA_MASK == sys::CAM_DATA_BIO {
+                if !unmapped {
+                    broken("a SIM that takes no unmapped I/O is given some");
+                }
+                // SAFETY: the CCB names a bio, which stays until it is done.
+                let bio = unsafe { &*data.cast::<sys::bio>() };
+                let device_writes = flags & sys::CAM_DIR_MASK != sys::CAM_DIR_OUT;
+                UNMAPPED.fetch_add(1, Ordering::Relaxed);
+                let parts = vm::pieces(bio, len, device_writes);
+                return Gathered::of(parts, len);
+            }
             // A physical address is the address itself here.
             if flags & sys::CAM_DATA_ISPHYS & sys::CAM_DATA_MASK != 0 {
                 PHYSICAL.fetch_add(1, Ordering::Relaxed);
@@ -455,13 +480,17 @@ impl Gathered {
                 parts.push((data, len));
             }
         }
+        Gathered::of(parts, len)
+    }
+
+    fn of(parts: Vec<(*mut u8, usize)>, len: usize) -> Self {
         let mut bytes = Vec::new();
         for (at, part) in &parts {
             // SAFETY: kernel memory of that length.
             bytes.extend_from_slice(unsafe { core::slice::from_raw_parts(*at, *part) });
         }
         if !parts.is_empty() && bytes.len() != len {
-            crate::thread::broken("a CCB's list is not as long as its transfer");
+            broken("a CCB's list is not as long as its transfer");
         }
         Gathered { bytes, parts }
     }
@@ -476,6 +505,8 @@ impl Gathered {
     }
 }
 
+/// Commands that came with pages.
+pub static UNMAPPED: AtomicU64 = AtomicU64::new(0);
 /// Commands that came with physical addresses.
 pub static PHYSICAL: AtomicU64 = AtomicU64::new(0);
 
@@ -518,7 +549,11 @@ impl Sim for RamDisk {
     fn path_inq(&self) -> PathInq {
         PathInq {
             maxio: self.config.maxio,
-            hba_misc: 0,
+            hba_misc: if self.config.unmapped {
+                sys::PIM_UNMAPPED
+            } else {
+                0
+            },
         }
     }
 

@@ -1,6 +1,6 @@
 //! The kernel's symbol table: what a module can import, and where it is.
 
-use crate::{cam, devfs, devstat, kqueue, lock, memory, sysctl, task, thread, user};
+use crate::{cam, devfs, devstat, kqueue, lock, memory, sysctl, task, thread, user, vm};
 use std::ffi::{c_char, c_int, c_void};
 
 unsafe extern "C" {
@@ -29,6 +29,7 @@ pub fn functions() -> Vec<Export> {
         lock::{ __mtx_lock_flags, __mtx_unlock_flags, _mtx_init, _mtx_destroy, _sleep, wakeup, pause_sbt }
         memory::{ malloc, free, malloc_init, malloc_uninit, uma_zcreate, uma_zdestroy, uma_zalloc_arg, uma_zfree_arg }
         user::{ copyin, copyout }
+        vm::{ vm_fault_quick_hold_pages, vm_page_unhold_pages }
         task::{ taskqueue_enqueue, taskqueue_drain_all }
         thread::{ eventratecheck, securelevel_gt, priv_check }
         devstat::{ devstat_new_entry, devstat_remove_entry, devstat_start_transaction, devstat_end_transaction, binuptime, getbinuptime }
@@ -65,6 +66,7 @@ pub fn functions() -> Vec<Export> {
 pub const VARIABLES: &[(&str, usize)] = &[
     ("periph_drivers", size_of::<usize>()),
     ("taskqueue_thread", size_of::<usize>()),
+    ("unmapped_buf", size_of::<usize>()),
     ("sysctl___hw", size_of::<crate::sys::sysctl_oid>()),
     ("sysctl___kern_cam", size_of::<crate::sys::sysctl_oid>()),
 ];

@@ -16,6 +16,8 @@ pub static ZCREATE: Point = Point::new();
 pub static COPYIN: Point = Point::new();
 /// copyout(9).
 pub static COPYOUT: Point = Point::new();
+/// vm_fault_quick_hold_pages(9).
+pub static HOLD: Point = Point::new();
 /// make_dev_s(9).
 pub static MAKE_DEV: Point = Point::new();
 /// CAM's allocation of a CCB for a scheduled periph.

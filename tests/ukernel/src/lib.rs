@@ -45,6 +45,7 @@ pub mod sysctl;
 pub mod task;
 pub mod thread;
 pub mod user;
+pub mod vm;
 mod worker;
 
 pub use sys_bindings as sys;

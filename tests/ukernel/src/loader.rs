@@ -139,6 +139,7 @@ impl Module {
             broken(&format!("zones are left at unload: {zones:?}"));
         }
         devstat::check_clean();
+        crate::vm::check_clean();
         run(&self.sysuninits);
         let start = self.arena as usize;
         cam::check_clean(start..start + ARENA);

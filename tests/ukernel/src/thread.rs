@@ -13,6 +13,12 @@ use std::{
 /// The exit status of a process that broke a rule.
 pub const BROKEN: i32 = 70;
 
+/// Where its vmspace is, of which only the address counts.
+pub(crate) fn vmspace() -> *mut std::ffi::c_void {
+    static VMSPACE: u64 = 0;
+    (&raw const VMSPACE).cast_mut().cast()
+}
+
 /// The number of the one process.
 pub const PID: i32 = 4711;
 
@@ -57,6 +63,7 @@ impl Thread {
         };
         process.p_sysent = Box::into_raw(vector);
         process.p_pid = PID;
+        process.p_vmspace = vmspace().cast();
         kernel.td_proc = Box::into_raw(process);
         pcpu.pc_curthread = &mut *kernel;
         // amd64's curthread is the first word at the GS base.

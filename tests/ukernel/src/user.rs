@@ -1,7 +1,7 @@
 //! A process's memory, and copy(9) to and from it: an address counts only if
 //! it was mapped, and as it was protected.
 
-use crate::{fault, lock::may_sleep, sys};
+use crate::{fault, lock::may_sleep, sys, vm};
 use conform::sys::Access;
 use std::{
     collections::BTreeMap,
@@ -39,8 +39,15 @@ pub fn map(len: usize) -> *mut u8 {
 /// The memory came from [`map`] and is not used any more.
 pub unsafe fn unmap(at: *mut u8, len: usize) {
     MAPPED.write().unwrap().remove(&(at as usize));
-    // SAFETY: the caller's promise.
-    unsafe { libc::munmap(at.cast(), len) };
+    if !vm::keeps(at as usize, len) {
+        give_back(at as usize, len);
+    }
+}
+
+/// The kernel needs it no more either.
+pub(crate) fn give_back(at: usize, len: usize) {
+    // SAFETY: from map(), and no page of it is held.
+    unsafe { libc::munmap(at as *mut c_void, len) };
 }
 
 /// mprotect(2) of a whole mapping.
@@ -50,7 +57,7 @@ pub fn protect(at: *mut u8, access: Access) {
     }
 }
 
-fn allows(at: usize, len: usize, write: bool) -> bool {
+pub(crate) fn allows(at: usize, len: usize, write: bool) -> bool {
     let Some(end) = at.checked_add(len) else {
         return false;
     };

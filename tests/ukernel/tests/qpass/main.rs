@@ -13,6 +13,7 @@ mod faults;
 mod formats;
 mod life;
 mod outstanding;
+mod zerocopy;
 
 use conform::{command::Command, sys::Sys};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -80,6 +81,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         formats::TESTS,
         life::TESTS,
         outstanding::TESTS,
+        zerocopy::TESTS,
     ];
     TESTS.iter().chain(others.into_iter().flatten())
 }
@@ -1124,6 +1126,7 @@ const BUSY: Config = Config {
     latency: Duration::from_micros(20),
     jitter: Duration::from_micros(300),
     threads: 3,
+    unmapped: true,
 };
 
 fn many_threads_share_an_open() {
@@ -1228,6 +1231,7 @@ fn whatever_happens_nothing_is_left() {
                     &fault::GET_CCB,
                     &fault::COPYIN,
                     &fault::COPYOUT,
+                    &fault::HOLD,
                 ];
                 points[random.usize(..points.len())].arm(random.u32(0..20));
                 if random.u32(..8) == 0 {
@@ -1242,6 +1246,7 @@ fn whatever_happens_nothing_is_left() {
                 &fault::GET_CCB,
                 &fault::COPYIN,
                 &fault::COPYOUT,
+                &fault::HOLD,
             ] {
                 point.arm(0);
             }

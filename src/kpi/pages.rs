@@ -1,0 +1,140 @@
+//! vm_fault_quick_hold_pages(9): a process's pages that stay where they are
+//! while a device moves data to or from them, and the unmapped struct bio that
+//! names them to a SIM.
+
+use super::{
+    alloc::{KBox, KVec},
+    cdev::Thread,
+    errno::{EFAULT, Result},
+    user::UserPtr,
+};
+use crate::sg::{self, Segment};
+use core::ffi::c_int;
+use sys_bindings as sys;
+
+/// What the device does with the pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It only reads them.
+    Read,
+    /// It writes them, and may read them.
+    Write,
+}
+
+/// Pages that are held, as one run of data. Dropping it lets them go; no lock
+/// may be held then.
+///
+/// # Invariants
+/// The first `held` entries of `list` are pages that this holds once each, and
+/// `bio` names just these.
+pub struct HeldPages {
+    list: KVec<sys::vm_page_t>,
+    held: usize,
+    bio: KBox<sys::bio>,
+}
+
+// SAFETY: the pages are held, whoever looks; the bio is only read once made.
+unsafe impl Send for HeldPages {}
+// SAFETY: as above.
+unsafe impl Sync for HeldPages {}
+
+impl HeldPages {
+    /// Kernel memory that holding `pages` pages takes, in bytes.
+    pub fn overhead(pages: usize) -> u64 {
+        (pages * size_of::<sys::vm_page_t>() + size_of::<sys::bio>()) as u64
+    }
+
+    /// Holds the pages of the first `len` bytes of `segments`, which follow one
+    /// another page by page ([`sg::pages_of`] counts them: `pages`). Faults
+    /// them in; sleeps.
+    ///
+    /// # Errors
+    /// `EFAULT`: some of it is not the process's memory, or not to be accessed
+    /// so.
+    pub fn hold(
+        thread: Thread<'_>,
+        segments: &[Segment],
+        len: u32,
+        pages: usize,
+        access: Access,
+    ) -> Result<Self> {
+        let mut list = KVec::with_capacity(pages);
+        for _ in 0..pages {
+            list.push(core::ptr::null_mut());
+        }
+        // SAFETY: a struct bio is plain data.
+        let bio = KBox::new(unsafe { core::mem::zeroed() });
+        let mut this = HeldPages { list, held: 0, bio };
+        let protection = match access {
+            Access::Read => sys::QPC_VM_PROT_READ,
+            Access::Write => sys::QPC_VM_PROT_READ | sys::QPC_VM_PROT_WRITE,
+        } as sys::vm_prot_t;
+        let mut first = None;
+        for run in sg::runs(segments, len) {
+            first.get_or_insert(run.address);
+            let at = UserPtr::new(run.address as usize);
+            this.hold_run(thread, at, run.len as usize, protection)?;
+        }
+        assert!(this.held == pages, "pages are miscounted");
+        this.name(first.unwrap_or(0), len, access);
+        Ok(this)
+    }
+
+    fn hold_run(
+        &mut self,
+        thread: Thread<'_>,
+        at: UserPtr,
+        len: usize,
+        protection: sys::vm_prot_t,
+    ) -> Result {
+        let room = self.list.len() - self.held;
+        // SAFETY: the calling thread's process keeps its vmspace, which starts
+        // with its vm_map (asserted in sys-bindings/layout.c); the list has
+        // room for so many pages; an address that is not the process's is
+        // refused.
+        let n = unsafe {
+            let map = (*(*thread.as_ptr()).td_proc)
+                .p_vmspace
+                .cast::<sys::vm_map>();
+            sys::vm_fault_quick_hold_pages(
+                map,
+                at.address() as sys::vm_offset_t,
+                len as sys::vm_size_t,
+                protection,
+                self.list.as_ptr().add(self.held),
+                room as c_int,
+            )
+        };
+        self.held += usize::try_from(n).map_err(|_| EFAULT)?;
+        Ok(())
+    }
+
+    /// Fills the bio in, as the pages' one run of data from `first` on.
+    fn name(&mut self, first: u64, len: u32, access: Access) {
+        let bio = &mut *self.bio;
+        bio.bio_cmd = match access {
+            Access::Read => sys::BIO_WRITE,
+            Access::Write => sys::BIO_READ,
+        } as _;
+        bio.bio_flags = sys::BIO_UNMAPPED as _;
+        // SAFETY: set once at boot.
+        bio.bio_data = unsafe { sys::unmapped_buf };
+        bio.bio_ma = self.list.as_ptr();
+        bio.bio_ma_n = self.held as c_int;
+        bio.bio_ma_offset = (first % u64::from(sys::PAGE_SIZE)) as c_int;
+        bio.bio_bcount = i64::from(len);
+        bio.bio_length = i64::from(len);
+    }
+
+    /// The bio, for a CCB; nobody changes it.
+    pub fn bio(&self) -> *mut sys::bio {
+        self.bio.as_ptr()
+    }
+}
+
+impl Drop for HeldPages {
+    fn drop(&mut self) {
+        // SAFETY: so many are held, once each.
+        unsafe { sys::vm_page_unhold_pages(self.list.as_ptr(), self.held as c_int) };
+    }
+}

@@ -1,0 +1,186 @@
+//! vm_fault_quick_hold_pages(9): pages of a process that stay while a device
+//! may touch them, whatever the process does meanwhile.
+
+use crate::{fault, lock::may_sleep, sys, thread::broken, user};
+use std::{
+    collections::HashMap,
+    ffi::c_int,
+    sync::{
+        LazyLock, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+const PAGE: usize = sys::PAGE_SIZE as usize;
+
+/// A `struct vm_page`.
+struct Page {
+    address: usize,
+    writable: bool,
+    holds: usize,
+}
+
+#[derive(Default)]
+struct Pages {
+    /// By the address of the `struct vm_page`.
+    held: HashMap<usize, Box<Page>>,
+    /// Where that is, by the page's own address.
+    by_address: HashMap<usize, usize>,
+    /// What was unmapped while some of it was held: start and length.
+    unmapped: Vec<(usize, usize)>,
+}
+
+static PAGES: LazyLock<Mutex<Pages>> = LazyLock::new(Mutex::default);
+/// Pages held and let go so far.
+pub static HOLDS: AtomicU64 = AtomicU64::new(0);
+
+/// Holds there are now.
+pub fn holds() -> usize {
+    let pages = PAGES.lock().unwrap();
+    pages.held.values().map(|page| page.holds).sum()
+}
+
+pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
+    map: *mut sys::vm_map,
+    at: u64,
+    len: u64,
+    protection: u8,
+    list: *mut sys::vm_page_t,
+    room: c_int,
+) -> c_int {
+    may_sleep("vm_fault_quick_hold_pages");
+    if map.cast() != crate::thread::vmspace() {
+        broken("vm_fault_quick_hold_pages: not the map of the process");
+    }
+    let (at, len) = (at as usize, len as usize);
+    if len == 0 {
+        return 0;
+    }
+    let Some(end) = at.checked_add(len).filter(|end| *end < 1 << 47) else {
+        return -1;
+    };
+    let (first, last) = (at / PAGE, end.div_ceil(PAGE));
+    let count = last - first;
+    if count > room as usize {
+        broken("vm_fault_quick_hold_pages: more pages than there is room for");
+    }
+    let writable = u32::from(protection) & sys::QPC_VM_PROT_WRITE != 0;
+    if fault::HOLD.fails() || !user::allows(first * PAGE, count * PAGE, writable) {
+        return -1;
+    }
+    let mut pages = PAGES.lock().unwrap();
+    for (i, number) in (first..last).enumerate() {
+        let address = number * PAGE;
+        let known = pages.by_address.get(&address).copied();
+        let id = known.unwrap_or_else(|| {
+            let page = Box::new(Page {
+                address,
+                writable: false,
+                holds: 0,
+            });
+            let id = &raw const *page as usize;
+            pages.held.insert(id, page);
+            pages.by_address.insert(address, id);
+            id
+        });
+        let page = pages.held.get_mut(&id).expect("just found");
+        page.holds += 1;
+        page.writable |= writable;
+        HOLDS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's list has room for them.
+        unsafe { *list.add(i) = id as sys::vm_page_t };
+    }
+    count as c_int
+}
+
+pub(crate) unsafe extern "C" fn vm_page_unhold_pages(list: *mut sys::vm_page_t, count: c_int) {
+    crate::lock::holds_none_but(core::ptr::null_mut(), "vm_page_unhold_pages");
+    let mut pages = PAGES.lock().unwrap();
+    for i in 0..count as usize {
+        // SAFETY: the caller's list is that long.
+        let id = unsafe { *list.add(i) } as usize;
+        let Some(page) = pages.held.get_mut(&id) else {
+            drop(pages);
+            broken("vm_page_unhold_pages of a page that is not held");
+        };
+        page.holds -= 1;
+        if page.holds == 0 {
+            let address = page.address;
+            pages.held.remove(&id);
+            pages.by_address.remove(&address);
+        }
+    }
+    let pages = &mut *pages;
+    let ready: Vec<_> = pages
+        .unmapped
+        .extract_if(.., |(at, len)| !any_held(&pages.by_address, *at, *len))
+        .collect();
+    for (at, len) in ready {
+        user::give_back(at, len);
+    }
+}
+
+fn any_held(by_address: &HashMap<usize, usize>, at: usize, len: usize) -> bool {
+    (at..at + len)
+        .step_by(PAGE)
+        .any(|address| by_address.contains_key(&address))
+}
+
+/// Whether memory that a process unmaps must stay for now; it is given back
+/// with its last held page.
+pub(crate) fn keeps(at: usize, len: usize) -> bool {
+    let mut pages = PAGES.lock().unwrap();
+    let kept = any_held(&pages.by_address, at, len);
+    if kept {
+        pages.unmapped.push((at, len));
+    }
+    kept
+}
+
+/// The memory that an unmapped bio names, for a SIM, in pieces: that of pages
+/// which are held, and held for writing if the device writes.
+pub(crate) fn pieces(bio: &sys::bio, len: usize, device_writes: bool) -> Vec<(*mut u8, usize)> {
+    let wanted = if device_writes {
+        sys::BIO_READ
+    } else {
+        sys::BIO_WRITE
+    };
+    if u32::from(bio.bio_flags) & sys::BIO_UNMAPPED == 0
+        || u32::from(bio.bio_cmd) != wanted
+        || bio.bio_bcount != len as i64
+        || bio.bio_length != len as i64
+    {
+        broken("a bio is not what the CCB says");
+    }
+    let mut pieces = Vec::new();
+    let (mut offset, mut left) = (bio.bio_ma_offset as usize, len);
+    let pages = PAGES.lock().unwrap();
+    for i in 0..bio.bio_ma_n as usize {
+        // SAFETY: the bio's list is that long.
+        let id = unsafe { *bio.bio_ma.add(i) } as usize;
+        let Some(page) = pages.held.get(&id) else {
+            drop(pages);
+            broken("a SIM is given a page that is not held");
+        };
+        if device_writes && !page.writable {
+            drop(pages);
+            broken("a SIM is to write a page that is held for reading");
+        }
+        let part = left.min(PAGE - offset);
+        pieces.push(((page.address + offset) as *mut u8, part));
+        (offset, left) = (0, left - part);
+    }
+    drop(pages);
+    if left != 0 || pieces.iter().any(|(_, part)| *part == 0) {
+        broken("a bio has not the pages of its data");
+    }
+    pieces
+}
+
+/// What must hold when the module has gone.
+pub(crate) fn check_clean() {
+    let left = holds();
+    if left != 0 {
+        broken(&format!("{left} pages are held at unload"));
+    }
+}
