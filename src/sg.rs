@@ -49,8 +49,8 @@ pub fn pages_of(segments: &[Segment], len: u32) -> Option<usize> {
     const PAGE: u64 = sys_bindings::PAGE_SIZE as u64;
     let (mut pages, mut end) = (0, None);
     for run in runs(segments, len) {
-        let starts_a_page = run.address % PAGE == 0;
-        if end.is_some_and(|end: u64| end % PAGE != 0 || !starts_a_page) {
+        let starts_a_page = run.address.is_multiple_of(PAGE);
+        if end.is_some_and(|end: u64| !end.is_multiple_of(PAGE) || !starts_a_page) {
             return None;
         }
         let last = run.address.checked_add(run.len)?;
