@@ -91,7 +91,7 @@ struct qpass_submission {
 struct qpass_completion {
 	uint64_t	tag;		/* of its submission; 0 from CAMIOQUEUE */
 	uint64_t	ccb;		/* its CCB's address */
-	uint32_t	status;		/* ccb_h.status */
+	uint32_t	status;		/* ccb_h.status, with its flags */
 	uint32_t	resid;		/* bytes not moved, where the CCB has it */
 	uint8_t		scsi_status;	/* XPT_SCSI_IO: the status byte */
 	uint8_t		sense_len;	/* XPT_SCSI_IO: bytes of sense data */

@@ -15,8 +15,8 @@ use crate::{
         user::UserPtr,
         zone::{self, Chunk, Zone},
     },
+    queue::Open,
     request::Request,
-    room::Room,
     sg::{self, Pieces, Segment},
 };
 use core::ffi::CStr;
@@ -55,8 +55,6 @@ fn class_of(len: usize) -> usize {
 
 /// A device's zones.
 pub struct Zones {
-    /// Where their use is counted.
-    room: Shared<Room>,
     requests: Zone,
     classes: [Zone; CLASSES.len()],
 }
@@ -66,10 +64,9 @@ impl Zones {
     ///
     /// # Errors
     /// `ENOMEM`.
-    pub fn create(room: Shared<Room>) -> Result<Self> {
+    pub fn create() -> Result<Self> {
         let class = |i: usize| Zone::create(CLASSES[i].1, CLASSES[i].0);
         Ok(Zones {
-            room,
             requests: Zone::create(c"qpass_request", zone::item_size::<Request>())?,
             classes: [
                 class(0)?,
@@ -84,13 +81,6 @@ impl Zones {
     }
 }
 
-impl Zones {
-    /// Counts a transfer that needs none of their chunks.
-    pub fn count_in_place(&self, len: u32) {
-        self.room.stats.in_place(len);
-    }
-}
-
 impl AsRef<Zone> for Zones {
     fn as_ref(&self) -> &Zone {
         &self.requests
@@ -99,9 +89,9 @@ impl AsRef<Zone> for Zones {
 
 /// The kernel memory of one transfer: a chunk, or several of the largest.
 enum Chunks {
-    One(Chunk<Shared<Zones>>),
+    One(Chunk<Shared<Open>>),
     Many {
-        chunks: KVec<Chunk<Shared<Zones>>>,
+        chunks: KVec<Chunk<Shared<Open>>>,
         /// The same, as CAM takes it.
         list: KVec<Segment>,
     },
@@ -121,7 +111,7 @@ pub enum Buffer {
 
 /// A copy, in the kernel, of the data of one transfer.
 pub struct Bounce {
-    zones: Shared<Zones>,
+    open: Shared<Open>,
     transfer: Transfer,
     /// Where the user has it.
     segments: Segments,
@@ -175,15 +165,17 @@ impl Bounce {
     /// them. Sleeps.
     ///
     /// # Errors
-    /// `EFAULT`: the user's memory is not readable.
-    pub fn new(zones: &Shared<Zones>, transfer: Transfer, segments: Segments) -> Result<Self> {
-        let bytes = &zones.room.stats.bounce_bytes;
-        bytes.add(footprint(transfer.len));
+    /// `EFAULT`: the user's memory is not readable; `ENOMEM`, `ENXIO`: see
+    /// [`Open::zones`].
+    pub fn new(open: &Shared<Open>, transfer: Transfer, segments: Segments) -> Result<Self> {
+        let chunks = Chunks::take(open, transfer.len as usize)?;
+        let stats = &open.queue.room.stats;
+        stats.bounce_bytes.add(footprint(transfer.len));
         let mut bounce = Bounce {
-            zones: zones.clone(),
+            open: open.clone(),
             transfer,
             segments,
-            chunks: Chunks::take(zones, transfer.len as usize),
+            chunks,
         };
         if transfer.direction.copies_in() {
             bounce.copyin()?;
@@ -209,7 +201,7 @@ impl Bounce {
             let to = &mut chunk.bytes_mut()[piece.offset..piece.offset + piece.len];
             UserPtr::new(piece.address as usize).copyin(to)?;
         }
-        self.zones.room.stats.copied(len);
+        self.open.queue.room.stats.copied(len);
         Ok(())
     }
 
@@ -228,7 +220,7 @@ impl Bounce {
             let from = &chunk.bytes()[piece.offset..piece.offset + piece.len];
             UserPtr::new(piece.address as usize).copyout(from)?;
         }
-        self.zones.room.stats.copied(len);
+        self.open.queue.room.stats.copied(len);
         Ok(())
     }
 
@@ -248,17 +240,18 @@ impl Bounce {
 
 impl Drop for Bounce {
     fn drop(&mut self) {
-        let bytes = &self.zones.room.stats.bounce_bytes;
+        let bytes = &self.open.queue.room.stats.bounce_bytes;
         bytes.sub(footprint(self.transfer.len));
     }
 }
 
 impl Chunks {
-    fn take(zones: &Shared<Zones>, len: usize) -> Self {
-        let take = |len| Chunk::zeroed(&zones.classes[class_of(len)], len, zones.clone());
+    fn take(open: &Shared<Open>, len: usize) -> Result<Self> {
+        let zones = open.zones()?;
+        let take = |len| Chunk::zeroed(&zones.classes[class_of(len)], len, open.clone());
         let most = MAX_CHUNK as usize;
         if len <= most {
-            return Chunks::One(take(len));
+            return Ok(Chunks::One(take(len)));
         }
         let count = len.div_ceil(most);
         let mut chunks = KVec::with_capacity(count);
@@ -271,17 +264,17 @@ impl Chunks {
             });
             chunks.push(chunk);
         }
-        Chunks::Many { chunks, list }
+        Ok(Chunks::Many { chunks, list })
     }
 
-    fn get(&self, i: usize) -> &Chunk<Shared<Zones>> {
+    fn get(&self, i: usize) -> &Chunk<Shared<Open>> {
         match self {
             Chunks::One(chunk) => chunk,
             Chunks::Many { chunks, .. } => &chunks[i],
         }
     }
 
-    fn get_mut(&mut self, i: usize) -> &mut Chunk<Shared<Zones>> {
+    fn get_mut(&mut self, i: usize) -> &mut Chunk<Shared<Open>> {
         match self {
             Chunks::One(chunk) => chunk,
             Chunks::Many { chunks, .. } => &mut chunks[i],

@@ -112,7 +112,7 @@ impl Unit {
             return Ok(None);
         }
         let at = Segments::one(data.user_data(), transfer.len);
-        let bounce = Bounce::new(&open.zones()?, transfer, at)?;
+        let bounce = Bounce::new(open, transfer, at)?;
         if let Some(at) = bounce.as_ptr() {
             data.set_data(at);
         }

@@ -307,7 +307,7 @@ impl Reaper<'_> {
     /// Hands the data of one over, and its CCB where that is wanted.
     fn hand_over(&self, request: &mut ZoneBox<Request>) -> Result<sys::qpass_completion> {
         let (ccb, tag) = (request.known().user_ccb, request.known().tag);
-        let with_ccb = !(self.short && request.ccb.is_good());
+        let with_ccb = !(self.short && request.ccb().is_good());
         request.reap(with_ccb.then_some(ccb))?;
         let flags = if with_ccb {
             sys::QPASS_COMPLETION_CCB
@@ -318,7 +318,7 @@ impl Reaper<'_> {
             tag,
             ccb: ccb.address() as u64,
             flags: flags as u16,
-            ..request.ccb.completion()
+            ..request.ccb().completion()
         })
     }
 }

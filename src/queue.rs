@@ -14,10 +14,10 @@ use crate::{
         mutex::Mutex,
         periph::{Held, Periph, PeriphRef},
         selinfo::SelInfo,
-        shared::Shared,
+        shared::{Shared, SharedOnce},
         time::Deadline,
         tunable,
-        zone::ZoneBox,
+        zone::{Zone, ZoneBox},
     },
     limits::{Account, Limits, OwnLimits},
     module::Use,
@@ -394,6 +394,7 @@ impl Drop for Charge {
 /// An open's lease on its device.
 pub struct Open {
     periph: PeriphRef,
+    zones: SharedOnce<Zones>,
     /// Its completions.
     pub queue: Shared<Queue>,
 }
@@ -407,7 +408,11 @@ impl Open {
         let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
         let queue = Shared::new(Queue::new(module_use, unit.room().clone()));
         unit.opened(&mut periph.lock(), &queue)?;
-        Ok(Shared::new(Open { periph, queue }))
+        Ok(Shared::new(Open {
+            periph,
+            zones: SharedOnce::new(),
+            queue,
+        }))
     }
 
     /// The device's periph.
@@ -427,8 +432,11 @@ impl Open {
     ///
     /// # Errors
     /// `ENOMEM`, `ENXIO`.
-    pub fn zones(&self) -> Result<Shared<Zones>> {
-        self.unit()?.zones(&self.periph)
+    pub fn zones(&self) -> Result<&Zones> {
+        if self.zones.get().is_none() {
+            self.zones.set(self.unit()?.zones(&self.periph)?);
+        }
+        self.zones.get().ok_or(ENXIO)
     }
 
     /// The last close, or the device has gone: what is queued is cancelled,
@@ -443,6 +451,13 @@ impl Open {
             drop(cancelled);
         }
         this.queue.close();
+    }
+}
+
+impl AsRef<Zone> for Open {
+    /// The zone of its requests, of which there is one.
+    fn as_ref(&self) -> &Zone {
+        self.zones.get().expect("zones").as_ref()
     }
 }
 

@@ -6,14 +6,14 @@
 //! | --- | --- |
 //! | the calling thread, in [`Request::from_user`] | being set up |
 //! | [`Unit`](crate::unit::Unit)'s list | queued: waits for CAM to have a CCB |
-//! | the CCB that CAM has | sent |
+//! | CAM, which has its CCB | sent |
 //! | [`Queue`](crate::queue::Queue)'s list | done |
 //! | the calling thread, in [`Request::reap`] | being reaped |
 //!
 //! Dropping it in any state gives back its memory and its place in the limits.
 
 use crate::{
-    buffer::{self, Bounce, Buffer, Segments, Zones},
+    buffer::{self, Bounce, Buffer, Segments},
     ioctl::{self, Direction, Field, Format, Operation, Route, Transfer},
     kpi::{
         alloc::KVec,
@@ -21,14 +21,13 @@ use crate::{
         cdev::Thread,
         devstat::{Moved, Started},
         errno::{EINVAL, EPERM, Result},
-        fifo::Link,
         list::{Links, Node},
         pages::{Access, HeldPages},
         shared::Shared,
         time::uptime_of_last_tick,
         tunable,
         user::UserPtr,
-        zone::{ZoneBox, ZoneItem},
+        zone::{Draft, ZoneBox, ZoneItem},
     },
     queue::{Charge, Open},
     sg::{self, Segment},
@@ -38,12 +37,8 @@ use sys_bindings as sys;
 
 /// See the module's page.
 pub struct Request {
-    next: Link<Request>,
     open: Shared<Open>,
-    zones: Shared<Zones>,
     operation: Operation,
-    /// The private copy, and the CCB itself for an immediate operation.
-    pub ccb: Ccb,
     saved: Saved,
     buffers: [Option<Buffer>; 2],
     charge: Charge,
@@ -148,12 +143,9 @@ impl ZoneItem for Request {
             item.open.queue.forget(item);
         }
     }
-    type Keeper = Shared<Zones>;
-    fn keeper(&self) -> Shared<Zones> {
-        self.zones.clone()
-    }
-    fn link(&mut self) -> &mut Link<Self> {
-        &mut self.next
+    type Keeper = Shared<Open>;
+    fn keeper(&self) -> Shared<Open> {
+        self.open.clone()
     }
 }
 
@@ -167,40 +159,37 @@ impl Request {
     /// transfer is too long; `ENXIO`: the device is gone.
     pub fn from_user(open: &Shared<Open>, name: Name, thread: Thread<'_>) -> Result<ZoneBox<Self>> {
         let charge = Charge::new(&open.queue)?;
-        let mut ccb = Ccb::zeroed();
-        ccb.copyin(name.user_ccb)?;
+        open.zones()?;
+        let mut draft = Draft::copyin(open.clone(), name.user_ccb)?;
+        let ccb = draft.ccb();
         let operation = Operation::parse(&ccb.fields())?;
         Self::check_physical(&operation, thread)?;
         let saved = ccb.save();
         if ccb.has(Field::Scsi) {
-            Self::copyin_cdb(&mut ccb)?;
+            Self::copyin_cdb(ccb)?;
         }
         open.unit()?.longest().check_queued(&operation)?;
-        let request = Request {
-            next: Link::new(),
-            open: open.clone(),
-            zones: open.zones()?,
-            operation,
-            ccb,
-            saved,
-            buffers: [None, None],
-            charge,
-            started: None,
-        };
         let ticket = Ticket {
             links: Links::new(),
             user_ccb: name.user_ccb,
             tag: name.tag,
             number: AtomicU64::new(0),
-            asked: Asked::new(&request.ccb, &operation, thread),
+            asked: Asked::new(ccb, &operation, thread),
             sent: Sent::none(),
             waits: operation.route == Route::UserCcb,
             is_done: AtomicBool::new(false),
             round: AtomicU64::new(0),
         };
-        let mut request = ZoneBox::new(request, ticket);
-        request.set_up_data(thread)?;
-        Ok(request)
+        let mut request = Request {
+            open: open.clone(),
+            operation,
+            saved,
+            buffers: [None, None],
+            charge,
+            started: None,
+        };
+        request.set_up_data(ccb, thread)?;
+        Ok(draft.finish(request, ticket))
     }
 
     /// Physical addresses are for whoever may write kernel memory anyway, and
@@ -220,35 +209,42 @@ impl Request {
         thread.securelevel_gt(0)
     }
 
-    fn set_up_data(&mut self, thread: Thread<'_>) -> Result {
+    fn set_up_data(&mut self, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
         let transfers = self.operation.transfers;
-        let addresses = transfers.map(|t| t.map(|t| self.ccb.data(t.field)));
-        self.ccb.clear_virtual();
-        self.ccb.clear_physical();
+        let addresses = transfers.map(|t| t.map(|t| ccb.data(t.field)));
+        ccb.clear_header();
+        ccb.clear_virtual();
+        ccb.clear_physical();
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
-                self.buffers[i] = Some(self.buffer(transfer, at, thread)?);
+                self.buffers[i] = Some(self.buffer(ccb, transfer, at, thread)?);
             }
         }
         Ok(())
     }
 
     /// Has the CCB point at what the device shall move.
-    fn buffer(&mut self, transfer: Transfer, at: UserPtr, thread: Thread<'_>) -> Result<Buffer> {
+    fn buffer(
+        &mut self,
+        ccb: &mut Ccb,
+        transfer: Transfer,
+        at: UserPtr,
+        thread: Thread<'_>,
+    ) -> Result<Buffer> {
         let field = transfer.field;
         match self.operation.format {
-            Format::Address => self.reach(transfer, Segments::one(at, transfer.len), thread),
+            Format::Address => self.reach(ccb, transfer, Segments::one(at, transfer.len), thread),
             Format::List(count) => {
                 let list = self.copyin_list(at, count, transfer.len)?;
-                self.reach(transfer, Segments::List(list), thread)
+                self.reach(ccb, transfer, Segments::List(list), thread)
             }
             Format::Physical => {
-                self.ccb.set_physical(field, at);
+                ccb.set_physical(field, at);
                 Ok(Buffer::Physical)
             }
             Format::PhysicalList(count) => {
                 let list = self.copyin_list(at, count, transfer.len)?;
-                self.ccb.set_list(field, &list, sys::CAM_DATA_SG_PADDR);
+                ccb.set_list(field, &list, sys::CAM_DATA_SG_PADDR);
                 Ok(Buffer::PhysicalList(list))
             }
         }
@@ -258,16 +254,17 @@ impl Request {
     /// pages where that is worth while and works, else in a copy.
     fn reach(
         &mut self,
+        ccb: &mut Ccb,
         transfer: Transfer,
         segments: Segments,
         thread: Thread<'_>,
     ) -> Result<Buffer> {
         if let Some(pages) = self.hold(transfer, &segments, thread)? {
-            self.ccb.set_pages(transfer.field, &pages);
-            self.zones.count_in_place(transfer.len);
+            ccb.set_pages(transfer.field, &pages);
+            self.open.queue.room.stats.in_place(transfer.len);
             return Ok(Buffer::Pages(pages));
         }
-        self.bounce(transfer, segments)
+        self.bounce(ccb, transfer, segments)
     }
 
     /// Holds the pages of a transfer, if it may have its data in them.
@@ -305,10 +302,10 @@ impl Request {
     }
 
     /// Takes kernel memory for a transfer, and has the CCB point at it.
-    fn bounce(&mut self, transfer: Transfer, segments: Segments) -> Result<Buffer> {
+    fn bounce(&mut self, ccb: &mut Ccb, transfer: Transfer, segments: Segments) -> Result<Buffer> {
         self.charge.add_bytes(buffer::footprint(transfer.len))?;
-        let bounce = Bounce::new(&self.zones, transfer, segments)?;
-        bounce.attach(&mut self.ccb);
+        let bounce = Bounce::new(&self.open, transfer, segments)?;
+        bounce.attach(ccb);
         Ok(Buffer::Bounce(bounce))
     }
 
@@ -341,9 +338,9 @@ impl Request {
         self.operation.route
     }
 
-    /// The priority that it is scheduled with.
+    /// The priority that it is sent with.
     pub fn priority(&self) -> u32 {
-        ioctl::priority(self.ccb.hdr().pinfo.priority)
+        ioctl::priority(self.saved.priority())
     }
 
     /// The open that queued it.
@@ -352,14 +349,14 @@ impl Request {
     }
 
     /// What it moved, for devstat(9).
-    pub fn moved(&self) -> Moved {
+    pub fn moved(&self, ccb: &Ccb) -> Moved {
         match self.operation.transfers {
             [None, _] => Moved::NoData,
             // An SMP request and its response count as one read, as pass(4)
             // counts them.
             [Some(request), Some(response)] => Moved::Read(request.len + response.len),
             [Some(transfer), None] => {
-                let bytes = self.ccb.moved(transfer);
+                let bytes = ccb.moved(transfer);
                 match transfer.direction {
                     Direction::Out => Moved::Written(bytes),
                     _ => Moved::Read(bytes),
@@ -367,7 +364,9 @@ impl Request {
             }
         }
     }
+}
 
+impl ZoneBox<Request> {
     /// Hands the data to the process that reaps, and the CCB to its address
     /// `to`, where there is one. What fails can be tried again: the request is
     /// as it was. Sleeps.
@@ -375,21 +374,20 @@ impl Request {
     /// # Errors
     /// `EFAULT`: the user's buffer or CCB is not writable.
     pub fn reap(&mut self, to: Option<UserPtr>) -> Result {
-        for buffer in self.buffers.iter().flatten() {
+        let (request, ccb) = self.parts();
+        for buffer in request.buffers.iter().flatten() {
             if let Buffer::Bounce(bounce) = buffer {
-                bounce.copyout(self.ccb.moved(bounce.transfer()))?;
+                bounce.copyout(ccb.moved(bounce.transfer()))?;
             }
         }
         let Some(to) = to else {
             return Ok(());
         };
         // A second try restores what is restored already.
-        self.ccb.restore(&self.saved);
-        to.copyout(self.ccb.bytes())
+        ccb.restore(&request.saved);
+        to.copyout(ccb.bytes())
     }
-}
 
-impl ZoneBox<Request> {
     /// Whether its open knows of it.
     pub fn is_known(&self) -> bool {
         self.known().links.is_linked()

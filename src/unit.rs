@@ -5,7 +5,8 @@ use crate::{
     buffer::{MAX_CHUNK, Zones},
     ioctl::{Longest, Route},
     kpi::{
-        ccb::{OwnCcb, Recovery, StartCcb},
+        alloc::KBox,
+        ccb::{Ccb, Recovery, StartCcb},
         cdev::{DevSw, Node},
         devstat::DevStat,
         driver::{self, Driver, Routines},
@@ -28,7 +29,6 @@ use crate::{
 };
 use core::{
     ffi::{CStr, c_int, c_void},
-    ptr::NonNull,
     sync::atomic::Ordering,
 };
 use sys_bindings as sys;
@@ -42,6 +42,9 @@ pub const REPLACED: &CStr = c"pass";
 pub static DRIVER: Driver = Driver::new(NAME, init_entry, deinit_entry);
 /// devfs(5)'s record of the driver.
 pub static DEVSW: DevSw = DevSw::new::<Qpass>();
+
+/// Commands after which a device is asked anew how many it takes at a time.
+const OPENINGS_HOLD: u32 = 256;
 
 static ROUTINES: Routines = Routines {
     ctor: ctor_entry,
@@ -63,8 +66,15 @@ pub struct Unit {
 
 /// What the device lock guards.
 pub(crate) struct State {
-    /// Requests that wait for CAM to have a CCB, of all opens.
+    /// Requests that wait for the device to have openings, of all opens.
     pub(crate) queued: Fifo<ZoneBox<Request>>,
+    /// Of those that were sent, how many the device has.
+    sent: u32,
+    /// How many it takes at a time, as it said last, and how many were sent
+    /// since; and the CCB by which it is asked.
+    openings: u32,
+    since_asked: u32,
+    question: Option<KBox<Ccb>>,
     node: Option<Node>,
     pub(crate) gone: bool,
     pub(crate) opens: List<Queue>,
@@ -119,14 +129,18 @@ impl Unit {
             maxio => maxio,
         };
         let number = periph.unit_number();
-        let (devstat, room, sysctls) = held.unlocked(|| {
+        let (devstat, room, sysctls, question) = held.unlocked(|| {
             let room = Shared::new(Room::new());
             let sysctls = Self::sysctls(number, room.clone());
             let devstat = DevStat::new(DRIVER.name(), number, inq.devstat_type);
-            (devstat, room, sysctls)
+            (devstat, room, sysctls, KBox::new(Ccb::zeroed()))
         });
         let state = State {
             queued: Fifo::new(),
+            sent: 0,
+            openings: 1,
+            since_asked: 0,
+            question: Some(question),
             node: None,
             gone: periph.is_invalid(held),
             opens: List::new(),
@@ -294,7 +308,7 @@ impl Unit {
             return Ok(zones.clone());
         }
         // Two first requests may both get here; one set is thrown away.
-        let fresh = Shared::new(Zones::create(self.room.clone())?);
+        let fresh = Shared::new(Zones::create()?);
         let mut held = periph.lock();
         Ok(self.state.get(&mut held).zones.get_or_insert(fresh).clone())
     }
@@ -312,13 +326,11 @@ impl Unit {
             drop::<Held>(held);
             return Err(ENXIO);
         }
-        let mut priority = u32::MAX;
         while let Some(request) = requests.pop() {
             self.room.stats.submit();
-            priority = priority.min(request.priority());
             state.queued.push(request);
         }
-        held.schedule(priority);
+        self.send_queued(&mut held);
         Ok(())
     }
 
@@ -328,108 +340,108 @@ impl Unit {
     /// `ENXIO`: the device is gone.
     pub fn submit(&self, mut request: ZoneBox<Request>) -> Result {
         let open = request.open().clone();
-        let priority = request.priority();
-        let mut own = None;
-        match request.route() {
+        let route = request.route();
+        match route {
             Route::Device => return self.submit_all(&open, Fifo::of(request)),
-            Route::UserCcb => {
-                own = Some(OwnCcb::alloc());
-                open.queue.admit_one(&request);
-            }
+            Route::UserCcb => open.queue.admit_one(&request),
             _ => {}
         }
         let mut held = open.periph().lock();
         if self.state.get(&mut held).gone {
             // What is dropped is freed with no lock held.
             drop::<Held>(held);
-            drop(own);
             return Err(ENXIO);
         }
         self.room.stats.submit();
-        match (request.route(), own) {
-            (_, Some(mut own)) => {
-                let ccb = own.ccb_mut();
-                ccb.take_request(&request.ccb);
-                ccb.setup(priority, &mut held);
-                request.known().sent.set(ccb, &mut held);
-                ccb.set_done(request.into_raw().cast(), own_done_entry);
-                own.send(&mut held);
-            }
-            (Route::Abort, None) => {
-                let ccb = &mut request.ccb;
-                ccb.setup(priority, &mut held);
-                self.abort(&open, held, ccb);
-                drop(Queue::complete(&open.queue, request));
-            }
-            (_, None) => {
-                let ccb = &mut request.ccb;
-                ccb.setup(priority, &mut held);
-                held.action(ccb);
-                self.room.stats.complete(Outcome::of(ccb.is_good()));
-                drop::<Held>(held);
-                drop(Queue::complete(&open.queue, request));
-            }
+        if route == Route::UserCcb {
+            Self::send(&mut held, request);
+            return Ok(());
         }
+        let priority = request.priority();
+        let (_, ccb) = request.parts();
+        ccb.setup(priority, &mut held);
+        if route == Route::Abort {
+            self.abort(&open, held, ccb);
+        } else {
+            held.action(ccb);
+            self.room.stats.complete(Outcome::of(ccb.is_good()));
+            drop::<Held>(held);
+        }
+        drop(Queue::complete(&open.queue, request));
         Ok(())
     }
 
-    /// CAM has a CCB: sends the request that waited longest.
-    fn start(&self, held: &mut Held<'_>, mut start: StartCcb) {
-        let Some(mut request) = self.state.get(held).queued.pop() else {
-            held.release_ccb(start);
-            return;
-        };
-        request.started = Some(self.devstat.start());
-        start.merge(&request.ccb);
-        request.known().sent.set(start.ccb_mut(), held);
-        start
-            .ccb_mut()
-            .set_done(request.into_raw().cast(), done_entry);
-        start.send(held);
-        if !self.state.get(held).queued.is_empty() {
-            held.schedule(sys::QPC_CAM_PRIORITY_NORMAL);
+    /// Sends what waited longest, while the device has openings. CAM would take
+    /// more, but they would be before those of other drivers that come later.
+    fn send_queued(&self, held: &mut Held<'_>) {
+        loop {
+            let state = self.state.get(held);
+            if state.queued.is_empty() {
+                return;
+            }
+            if state.sent == 0 || state.since_asked >= OPENINGS_HOLD {
+                self.ask_openings(held);
+            }
+            let state = self.state.get(held);
+            if state.sent >= state.openings {
+                return;
+            }
+            let Some(mut request) = state.queued.pop() else {
+                return;
+            };
+            state.sent += 1;
+            state.since_asked += 1;
+            request.started = Some(self.devstat.start());
+            Self::send(held, request);
         }
     }
 
+    fn ask_openings(&self, held: &mut Held<'_>) {
+        let Some(mut question) = self.state.get(held).question.take() else {
+            return;
+        };
+        let openings = held.openings(&mut question);
+        let state = self.state.get(held);
+        state.question = Some(question);
+        (state.openings, state.since_asked) = (openings.max(1), 0);
+    }
+
+    fn send(held: &mut Held<'_>, mut request: ZoneBox<Request>) {
+        let priority = request.priority();
+        request.parts().1.setup(priority, held);
+        request.known().sent.set(request.ccb(), held);
+        request.send(done_entry, held);
+    }
+
     /// A sent CCB has completed: the request is done, or on its way again.
-    fn done(&self, held: &mut Held<'_>, mut start: StartCcb, mut request: ZoneBox<Request>) {
-        if !start.ccb().is_good() {
-            if request.open().queue.is_closed() {
-                start.ccb_mut().release_frozen(held);
-            } else if let Recovery::Resent = start.recover(held) {
-                // The CCB carries the request's address still.
-                let _ = request.into_raw();
+    fn done(&self, held: &mut Held<'_>, mut request: ZoneBox<Request>) {
+        let is_device = request.route() == Route::Device;
+        let is_closed = request.open().queue.is_closed();
+        let (_, ccb) = request.parts();
+        if !ccb.is_good() {
+            if is_closed || !is_device {
+                ccb.release_frozen(held);
+            } else if let Recovery::Resent = ccb.recover(held) {
+                request.leave_sent();
                 return;
             }
         }
         request.known().sent.clear(held);
-        request.ccb.take_result(start.ccb());
-        held.release_ccb(start);
         if let Some(started) = &request.started {
-            let tag = request.ccb.tag_type();
-            self.devstat.end(started, request.moved(), tag);
+            let ccb = request.ccb();
+            let moved = request.moved(ccb);
+            self.devstat.end(started, moved, ccb.tag_type());
         }
-        self.complete(held, request);
-    }
-
-    /// The same for a CCB of our own.
-    fn own_done(&self, held: &mut Held<'_>, mut own: OwnCcb, mut request: ZoneBox<Request>) {
-        let ccb = own.ccb_mut();
-        if !ccb.is_good() {
-            ccb.release_frozen(held);
-        }
-        request.known().sent.clear(held);
-        request.ccb.take_result(ccb);
-        drop(own);
-        self.complete(held, request);
-    }
-
-    /// A request that was sent has its outcome.
-    fn complete(&self, held: &mut Held<'_>, request: ZoneBox<Request>) {
-        self.room.stats.complete(Outcome::of(request.ccb.is_good()));
+        self.room
+            .stats
+            .complete(Outcome::of(request.ccb().is_good()));
         // Keeps the device, and with it the lock, while that is dropped.
         let open = request.open().clone();
         let after = Queue::complete(&open.queue, request);
+        if is_device {
+            self.state.get(held).sent -= 1;
+            self.send_queued(held);
+        }
         if after.is_something() {
             held.unlocked(|| drop(after));
         }
@@ -532,52 +544,28 @@ unsafe extern "C" fn dtor_entry(periph: *mut sys::cam_periph) {
     held.unlocked(|| drop(unit));
 }
 
-/// CAM has a CCB for this periph; the device lock is held.
+/// CAM has a CCB for this periph, for which it was not asked: requests bring
+/// their own. The device lock is held.
 unsafe extern "C" fn start_entry(periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
     // SAFETY: CAM's own arguments, the lock held throughout.
-    let (periph, mut held, start) = unsafe {
+    let (mut held, start) = unsafe {
         let periph = Periph::from_raw(periph);
-        (periph, periph.locked(), StartCcb::from_raw(ccb))
+        (periph.locked(), StartCcb::from_raw(ccb))
     };
-    match periph.softc::<Unit>() {
-        Some(unit) => unit.start(&mut held, start),
-        None => held.release_ccb(start),
-    }
+    held.release_ccb(start);
 }
 
-/// A CCB that [`Unit::start`] sent has completed; the device lock is held.
+/// A request that [`Unit::send`] sent has completed; the device lock is held.
 unsafe extern "C" fn done_entry(periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
-    // SAFETY: CAM's own arguments, the lock held throughout; the owner is the
-    // request that start() gave to the CCB, back once for every completion.
-    let (periph, mut held, start, request) = unsafe {
+    // SAFETY: CAM's own arguments, the lock held throughout; the CCB is back
+    // once for every time that it was sent.
+    let (periph, mut held, request) = unsafe {
         let periph = Periph::from_raw(periph);
-        let start = StartCcb::from_raw(ccb);
-        let owner = start.ccb().owner().cast::<Request>();
-        let request = ZoneBox::from_raw(NonNull::new_unchecked(owner));
-        (periph, periph.locked(), start, request)
+        (periph, periph.locked(), ZoneBox::from_ccb(ccb))
     };
     match periph.softc::<Unit>() {
-        Some(unit) => unit.done(&mut held, start, request),
+        Some(unit) => unit.done(&mut held, request),
         // A request holds its open, and that the periph and its unit.
-        None => unreachable!(),
-    }
-}
-
-/// A CCB of our own that [`Unit::submit`] sent has completed; the device lock
-/// is held.
-unsafe extern "C" fn own_done_entry(periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
-    // SAFETY: CAM's own arguments, the lock held throughout; the owner is the
-    // request that submit() gave to the CCB.
-    let (periph, mut held, own, request) = unsafe {
-        let periph = Periph::from_raw(periph);
-        let mut own = OwnCcb::from_raw(ccb);
-        let owner = own.ccb_mut().owner().cast::<Request>();
-        let request = ZoneBox::from_raw(NonNull::new_unchecked(owner));
-        (periph, periph.locked(), own, request)
-    };
-    match periph.softc::<Unit>() {
-        Some(unit) => unit.own_done(&mut held, own, request),
-        // As above.
         None => unreachable!(),
     }
 }

@@ -48,7 +48,7 @@ const FUNCTIONS: &[&str] = &[
     "xpt_(un)?lock_buses",
     "xpt_path_mtx",
     "xpt_(create|free)_path",
-    "xpt_(register_async|async|action|schedule)",
+    "xpt_(register_async|async|action)",
     "xpt_(alloc|free|release|merge)_ccb",
     "xpt_setup_ccb(_flags)?",
     "securelevel_gt",
@@ -101,6 +101,7 @@ const TYPES: &[&str] = &[
     "qpass_(constants|info|limit|cancel|enter|submission|completion|list|outstanding)",
     "pollfd",
     "timespec",
+    "rusage",
     "devstat_.*",
 ];
 /// Types of which only the address matters here.
@@ -147,7 +148,7 @@ const VARIABLES: &[&str] = &[
     "IOC_.*",
     "QPC_.*",
     "QPASS_.*",
-    "SYS_(fork|mlock|fstat|close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
+    "SYS_(getrusage|pread|__sysctlbyname|fork|mlock|fstat|close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
     "MDT_.*",
     "SSD_.*",
     "PROTO_.*",

@@ -32,6 +32,7 @@
 #include <sys/syscall.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/taskqueue.h>
 #include <sys/time.h>
 #include <sys/ucred.h>

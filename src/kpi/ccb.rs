@@ -34,12 +34,18 @@ impl Ccb {
         Ccb(unsafe { core::mem::zeroed() })
     }
 
-    /// Copies a CCB in from a process, once.
+    /// Copies a CCB in from a process, once, and initialises it so.
     ///
     /// # Errors
-    /// `EFAULT`.
-    pub fn copyin(&mut self, from: UserPtr) -> Result {
-        from.copyin(self.bytes_mut())
+    /// `EFAULT`; it is not to be looked at then.
+    ///
+    /// # Safety
+    /// `to` is memory of a CCB's size and alignment, of the caller's own.
+    pub(super) unsafe fn copyin_raw(to: *mut Ccb, from: UserPtr) -> Result {
+        // SAFETY: the caller's promise; copyin(9) writes all of it or fails.
+        super::errno::check(unsafe {
+            sys::copyin(from.address() as *const c_void, to.cast(), size_of::<Ccb>())
+        })
     }
 
     /// Every byte, padding included: what copyout(9) takes.
@@ -409,19 +415,35 @@ impl Ccb {
         hdr.flags = asked.flags;
     }
 
-    /// Makes `owner` what the completion finds, and `done` what it calls.
-    pub fn set_done(&mut self, owner: NonNull<c_void>, done: DoneFn) {
-        let hdr = self.hdr_mut();
-        hdr.cbfcnp = Some(done);
-        // Entry 0 is cam_periph_error()'s own (saved_ccb_ptr).
-        // SAFETY: all members of the union are plain data.
-        unsafe { hdr.periph_priv.entries[1].ptr = owner.as_ptr() };
+    /// Has CAM call `done` when it gives the CCB back.
+    pub fn set_done(&mut self, done: DoneFn) {
+        self.hdr_mut().cbfcnp = Some(done);
     }
 
-    /// The `owner` of [`set_done`](Self::set_done).
-    pub fn owner(&self) -> *mut c_void {
-        // SAFETY: all members of the union are plain data.
-        unsafe { self.hdr().periph_priv.entries[1].ptr }
+    /// Leaves of a user's header what the user has a say in: the opcode, the
+    /// flags, the timeout and the retries. The rest is CAM's and the SIM's,
+    /// who find it as in a CCB that CAM has allocated.
+    pub fn clear_header(&mut self) {
+        let hdr = self.hdr_mut();
+        // SAFETY: plain data.
+        let mut clear: sys::ccb_hdr = unsafe { core::mem::zeroed() };
+        clear.func_code = hdr.func_code;
+        clear.flags = hdr.flags;
+        clear.timeout = hdr.timeout;
+        clear.retry_count = hdr.retry_count;
+        *hdr = clear;
+    }
+
+    /// cam_periph_error(9), in the completion of a CCB that failed.
+    pub fn recover(&mut self, held: &mut Held<'_>) -> Recovery {
+        let (cam_flags, sense_flags) = recovery_flags(self.hdr().flags);
+        // SAFETY: a completed CCB of this periph, its device lock held.
+        let error = unsafe { sys::cam_periph_error(self.as_ptr(), cam_flags, sense_flags) };
+        if error == super::errno::ERESTART {
+            return Recovery::Resent;
+        }
+        self.release_frozen(held);
+        Recovery::Final
     }
 
     /// A failed command may have frozen the device's queue, which stops every
@@ -463,6 +485,13 @@ pub struct Saved {
     inline: [u8; 24],
 }
 
+impl Saved {
+    /// The user's `pinfo.priority`.
+    pub fn priority(&self) -> u32 {
+        self.hdr.pinfo.priority
+    }
+}
+
 // SAFETY: the pointers are the user's numbers; nobody follows them here.
 unsafe impl Send for Saved {}
 // SAFETY: as above.
@@ -484,11 +513,12 @@ impl Sent {
     }
 
     /// `ccb` is about to be sent.
-    pub fn set(&self, ccb: &mut Ccb, _held: &mut Held<'_>) {
-        self.0.store(ccb.as_ptr(), Ordering::Relaxed);
+    pub fn set(&self, ccb: &Ccb, _held: &mut Held<'_>) {
+        let ccb = (&raw const ccb.0).cast_mut();
+        self.0.store(ccb, Ordering::Relaxed);
     }
 
-    /// The CCB has come back for good, and is about to be given back.
+    /// The CCB has come back for good.
     pub fn clear(&self, _held: &mut Held<'_>) {
         self.0.store(core::ptr::null_mut(), Ordering::Relaxed);
     }
@@ -507,7 +537,7 @@ impl UnderWay<'_> {
     /// XPT_ABORT, with `ccb`. It may not be answered yet on return: the CCB is
     /// the SIM's until [`wait_answered`](Ccb::wait_answered) returns.
     pub fn abort(self, ccb: &mut Ccb) {
-        // SAFETY: the CCB under way is not given back before Sent::clear(), in
+        // SAFETY: the CCB under way is not freed before Sent::clear(), in
         // the same hold of the device lock, and that is held. The abort CCB is
         // set up for this periph.
         unsafe {
@@ -556,24 +586,6 @@ impl StartCcb {
     pub fn merge(&mut self, from: &Ccb) {
         // SAFETY: both are whole CCBs; the source is only read.
         unsafe { sys::xpt_merge_ccb(self.as_ptr(), (&raw const from.0).cast_mut()) };
-    }
-
-    /// xpt_action(9): from here on the CCB is CAM's, until it completes.
-    pub fn send(mut self, _held: &mut Held<'_>) {
-        // SAFETY: set up by CAM and merge(); the device lock is held.
-        unsafe { sys::xpt_action(self.as_ptr()) };
-    }
-
-    /// cam_periph_error(9), in the completion of a CCB that failed.
-    pub fn recover(&mut self, held: &mut Held<'_>) -> Recovery {
-        let (cam_flags, sense_flags) = recovery_flags(self.ccb().hdr().flags);
-        // SAFETY: a completed CCB of this periph, its device lock held.
-        let error = unsafe { sys::cam_periph_error(self.as_ptr(), cam_flags, sense_flags) };
-        if error == super::errno::ERESTART {
-            return Recovery::Resent;
-        }
-        self.ccb_mut().release_frozen(held);
-        Recovery::Final
     }
 }
 
@@ -638,23 +650,6 @@ impl OwnCcb {
     pub fn ccb_mut(&mut self) -> &mut Ccb {
         // SAFETY: ours since alloc().
         unsafe { self.0.as_mut() }
-    }
-
-    /// xpt_action(9) for a queued opcode: from here on the CCB is CAM's, until
-    /// it completes.
-    pub fn send(self, _held: &mut Held<'_>) {
-        let ccb = core::mem::ManuallyDrop::new(self);
-        // SAFETY: set up by setup() and set_done(); the device lock is held.
-        unsafe { sys::xpt_action(ccb.0.as_ptr().cast()) };
-    }
-
-    /// Takes a CCB back in its completion.
-    ///
-    /// # Safety
-    /// `ccb` came from [`send`](Self::send), and has completed once since.
-    pub unsafe fn from_raw(ccb: *mut sys::ccb) -> Self {
-        // SAFETY: CAM completes what it was given.
-        OwnCcb(unsafe { NonNull::new_unchecked(ccb.cast()) })
     }
 }
 

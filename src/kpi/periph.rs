@@ -202,13 +202,6 @@ impl Held<'_> {
         self.periph
     }
 
-    /// xpt_schedule(9): asks CAM for a CCB; the start routine gets it, perhaps
-    /// before this returns.
-    pub fn schedule(&mut self, priority: u32) {
-        // SAFETY: the device lock is held.
-        unsafe { sys::xpt_schedule(self.periph.0.get(), priority) };
-    }
-
     /// cam_periph_getccb(9): sleeps, with the lock dropped, until CAM has a CCB.
     pub fn getccb(&mut self, priority: u32) -> StartCcb {
         // SAFETY: the device lock is held; it does not return NULL.
@@ -250,6 +243,17 @@ impl Held<'_> {
         // SAFETY: the lock is held, and the caller's borrow of the periph
         // comes with a reference besides the one that this drops.
         unsafe { sys::cam_periph_invalidate(self.periph.0.get()) };
+    }
+
+    /// XPT_GDEV_STATS: how many commands the device takes at a time, with a CCB
+    /// kept for that.
+    pub fn openings(&mut self, question: &mut Ccb) -> u32 {
+        question.hdr_mut().func_code = sys::XPT_GDEV_STATS;
+        question.setup(sys::QPC_CAM_PRIORITY_NORMAL, self);
+        self.action(question);
+        // SAFETY: plain data that XPT_GDEV_STATS filled in.
+        let stats = unsafe { &(*question.as_ptr()).cgds };
+        u32::try_from(stats.dev_openings + stats.dev_active).unwrap_or(0)
     }
 
     /// The path inquiry: the SIM's `maxio` and capabilities.

@@ -1,9 +1,12 @@
 //! uma(9): zones of equal-sized items, and boxes that go back to their zone.
 
 use super::{
+    ccb::{Ccb, DoneFn},
     errno::{ENOMEM, Result},
     fifo::{Entry, Link},
     list::{Node, Owner},
+    periph::Held,
+    user::UserPtr,
 };
 use core::{
     ffi::{CStr, c_int},
@@ -72,29 +75,26 @@ impl Drop for Zone {
     }
 }
 
-/// A value in a zone's item.
-pub trait ZoneItem {
+/// A value in a zone's item, beside a CCB.
+pub trait ZoneItem: Sized {
     /// What keeps the zone alive.
     type Keeper: Deref<Target: AsRef<Zone>>;
     /// A reference to it, of its own.
     fn keeper(&self) -> Self::Keeper;
-    /// The link that a [`Fifo`](super::fifo::Fifo) uses.
-    fn link(&mut self) -> &mut Link<Self>
-    where
-        Self: Sized;
     /// What others may know of it while it has an owner.
     type Known: Node + Sync;
     /// It is about to go: takes what is known of it off its list.
-    fn leave(item: &ZoneBox<Self>)
-    where
-        Self: Sized;
+    fn leave(item: &ZoneBox<Self>);
 }
 
-/// What an item holds. The value is its owner's alone; what is known of it is
-/// shared from the start.
+/// What an item holds. The value and the CCB are the owner's alone, or the CCB
+/// is CAM's; what is known of it is shared from the start.
 #[repr(C)]
-struct Item<T: ZoneItem> {
+pub struct Item<T: ZoneItem> {
+    /// First: CAM's address of it is the item's.
+    ccb: Ccb,
     value: T,
+    link: Link<Item<T>>,
     known: T::Known,
 }
 
@@ -103,42 +103,121 @@ pub const fn item_size<T: ZoneItem>() -> usize {
     size_of::<Item<T>>()
 }
 
+/// An item that has a CCB, and no value yet.
+pub struct Draft<T: ZoneItem> {
+    item: NonNull<Item<T>>,
+    keeper: T::Keeper,
+}
+
+impl<T: ZoneItem> Draft<T> {
+    /// Takes an item of the zone that `keeper` keeps, and copies a user's CCB
+    /// right into it. May sleep.
+    ///
+    /// # Errors
+    /// `EFAULT`.
+    pub fn copyin(keeper: T::Keeper, from: UserPtr) -> Result<Self> {
+        let zone = keeper.as_ref();
+        assert!(item_size::<T>() <= zone.size && align_of::<Item<T>>() <= align_of::<*const ()>());
+        let draft = Draft {
+            item: zone.alloc(false).cast(),
+            keeper,
+        };
+        // SAFETY: a fresh item, large and aligned enough.
+        unsafe { Ccb::copyin_raw(draft.ccb_ptr(), from)? };
+        Ok(draft)
+    }
+
+    fn ccb_ptr(&self) -> *mut Ccb {
+        // SAFETY: inside the item.
+        unsafe { &raw mut (*self.item.as_ptr()).ccb }
+    }
+
+    /// The CCB.
+    pub fn ccb(&mut self) -> &mut Ccb {
+        // SAFETY: copyin() has initialised every byte of it.
+        unsafe { &mut *self.ccb_ptr() }
+    }
+
+    /// Adds what was missing.
+    pub fn finish(self, value: T, known: T::Known) -> ZoneBox<T> {
+        let mut this = ManuallyDrop::new(self);
+        let item = this.item.as_ptr();
+        // SAFETY: a fresh item; the keeper is dropped once, and the value has
+        // another.
+        unsafe {
+            (&raw mut (*item).value).write(value);
+            (&raw mut (*item).link).write(Link::new());
+            (&raw mut (*item).known).write(known);
+            core::ptr::drop_in_place(&raw mut this.keeper);
+        }
+        ZoneBox(this.item)
+    }
+}
+
+impl<T: ZoneItem> Drop for Draft<T> {
+    fn drop(&mut self) {
+        // SAFETY: the item came from this zone, and holds plain bytes.
+        unsafe { free(self.keeper.as_ref(), self.item) };
+    }
+}
+
+/// Gives an item back.
+///
+/// # Safety
+/// It came from this zone, and nothing in it is used any more.
+unsafe fn free<T>(zone: &Zone, item: NonNull<T>) {
+    // SAFETY: the caller's promise.
+    unsafe { sys::uma_zfree_arg(zone.raw, item.as_ptr().cast(), core::ptr::null_mut()) };
+}
+
 /// Owns one item of a zone.
-pub struct ZoneBox<T: ZoneItem>(NonNull<T>);
+pub struct ZoneBox<T: ZoneItem>(NonNull<Item<T>>);
 
 // SAFETY: owns its T as Box does.
 unsafe impl<T: ZoneItem + Send> Send for ZoneBox<T> {}
 
 impl<T: ZoneItem> ZoneBox<T> {
-    /// Puts `value` into an item of the zone that its keeper names. May sleep.
-    pub fn new(value: T, known: T::Known) -> Self {
-        let keeper = value.keeper();
-        let zone = keeper.as_ref();
-        assert!(item_size::<T>() <= zone.size && align_of::<Item<T>>() <= align_of::<*const ()>());
-        let item = zone.alloc(false).cast::<Item<T>>();
-        // SAFETY: a fresh item, large and aligned enough.
-        unsafe { item.write(Item { value, known }) };
-        ZoneBox(item.cast())
-    }
-
     /// What others may know of it.
     pub fn known(&self) -> &T::Known {
         // SAFETY: owned and initialised, and never borrowed exclusively.
         unsafe { self.node().as_ref() }
     }
 
-    /// Gives up ownership.
-    pub fn into_raw(self) -> NonNull<T> {
-        ManuallyDrop::new(self).0
+    /// The CCB.
+    pub fn ccb(&self) -> &Ccb {
+        // SAFETY: owned and initialised.
+        unsafe { &(*self.0.as_ptr()).ccb }
     }
 
-    /// Takes ownership back.
+    /// The value and the CCB, to change.
+    pub fn parts(&mut self) -> (&mut T, &mut Ccb) {
+        // SAFETY: owned and initialised; two fields.
+        unsafe { (&mut (*self.0.as_ptr()).value, &mut (*self.0.as_ptr()).ccb) }
+    }
+
+    /// xpt_action(9): from here on the item is CAM's, until `done` is called
+    /// with its CCB. It is set up for the periph.
+    pub fn send(mut self, done: DoneFn, _held: &mut Held<'_>) {
+        self.parts().1.set_done(done);
+        let item = ManuallyDrop::new(self).0;
+        // SAFETY: set up by the caller; the device lock is held, and the item
+        // stays until CAM gives the CCB back.
+        unsafe { sys::xpt_action(item.as_ptr().cast()) };
+    }
+
+    /// Takes ownership back in the completion of the CCB.
     ///
     /// # Safety
-    /// `raw` came from [`into_raw`](Self::into_raw) and was not taken back
-    /// since.
-    pub unsafe fn from_raw(raw: NonNull<T>) -> Self {
-        ZoneBox(raw)
+    /// `ccb` is that of a box of this type which was sent, and CAM has given it
+    /// back once since.
+    pub unsafe fn from_ccb(ccb: *mut sys::ccb) -> Self {
+        // SAFETY: the item starts with its CCB, and is not null.
+        ZoneBox(unsafe { NonNull::new_unchecked(ccb.cast()) })
+    }
+
+    /// Leaves it to CAM again, which has sent the CCB anew.
+    pub fn leave_sent(self) {
+        let _ = ManuallyDrop::new(self);
     }
 }
 
@@ -146,14 +225,13 @@ impl<T: ZoneItem> Deref for ZoneBox<T> {
     type Target = T;
     fn deref(&self) -> &T {
         // SAFETY: owned and initialised.
-        unsafe { self.0.as_ref() }
+        unsafe { &(*self.0.as_ptr()).value }
     }
 }
 
 impl<T: ZoneItem> DerefMut for ZoneBox<T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: owned and initialised.
-        unsafe { self.0.as_mut() }
+        self.parts().0
     }
 }
 
@@ -165,12 +243,8 @@ impl<T: ZoneItem> Drop for ZoneBox<T> {
         let keeper = self.keeper();
         // SAFETY: owned; the item came from this zone; last use.
         unsafe {
-            self.0.cast::<Item<T>>().drop_in_place();
-            sys::uma_zfree_arg(
-                keeper.as_ref().raw,
-                self.0.as_ptr().cast(),
-                core::ptr::null_mut(),
-            );
+            self.0.drop_in_place();
+            free(keeper.as_ref(), self.0);
         }
     }
 }
@@ -178,16 +252,16 @@ impl<T: ZoneItem> Drop for ZoneBox<T> {
 // SAFETY: an item does not move and into_raw gives it up whole; the link is
 // reached through the queue alone.
 unsafe impl<T: ZoneItem> Entry for ZoneBox<T> {
-    type Node = T;
-    fn into_raw(self) -> NonNull<T> {
-        self.into_raw()
+    type Node = Item<T>;
+    fn into_raw(self) -> NonNull<Item<T>> {
+        ManuallyDrop::new(self).0
     }
-    unsafe fn from_raw(node: NonNull<T>) -> Self {
+    unsafe fn from_raw(node: NonNull<Item<T>>) -> Self {
         ZoneBox(node)
     }
-    unsafe fn link(node: NonNull<T>) -> *mut Link<T> {
+    unsafe fn link(node: NonNull<Item<T>>) -> *mut Link<Item<T>> {
         // SAFETY: the queue owns the node.
-        unsafe { (*node.as_ptr()).link() }
+        unsafe { &raw mut (*node.as_ptr()).link }
     }
 }
 
@@ -196,11 +270,8 @@ unsafe impl<T: ZoneItem> Entry for ZoneBox<T> {
 unsafe impl<T: ZoneItem> Owner for ZoneBox<T> {
     type Node = T::Known;
     fn node(&self) -> NonNull<T::Known> {
-        // SAFETY: inside the item, which the value starts.
-        unsafe {
-            let known = &raw const (*self.0.cast::<Item<T>>().as_ptr()).known;
-            NonNull::new_unchecked(known.cast_mut())
-        }
+        // SAFETY: inside the item.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.0.as_ptr()).known) }
     }
 }
 

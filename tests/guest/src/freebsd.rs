@@ -129,6 +129,75 @@ impl FreeBsd {
         }
     }
 
+    /// pread(2): whether it was all read.
+    pub fn pread(&mut self, fd: Fd, to: &mut Memory, len: usize, at: usize) -> bool {
+        let to = to.bytes_mut().as_mut_ptr() as usize;
+        // SAFETY: memory of this process's, as long as that.
+        let read = unsafe { syscall(sys::SYS_pread, [fd as usize, to, len, at, 0, 0]) };
+        read == Ok(len)
+    }
+
+    /// clock_gettime(2), CLOCK_MONOTONIC, in nanoseconds.
+    pub fn now(&mut self) -> u64 {
+        const CLOCK_MONOTONIC: usize = 4;
+        let mut time = [0u64; 2];
+        // SAFETY: a timespec is two 64-bit words here.
+        let _ = unsafe {
+            syscall(
+                sys::SYS_clock_gettime,
+                [CLOCK_MONOTONIC, time.as_mut_ptr() as usize, 0, 0, 0, 0],
+            )
+        };
+        time[0] * 1_000_000_000 + time[1]
+    }
+
+    /// getrusage(2): what this process has used of a CPU so far, in the kernel
+    /// and outside, in microseconds.
+    pub fn cpu_us(&mut self) -> u64 {
+        // SAFETY: plain data.
+        let mut usage: sys::rusage = unsafe { core::mem::zeroed() };
+        let at = &raw mut usage as usize;
+        // SAFETY: a struct rusage, which lives for the call; 0 is RUSAGE_SELF.
+        let _ = unsafe { syscall(sys::SYS_getrusage, [0, at, 0, 0, 0, 0]) };
+        let us = |t: &sys::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
+        us(&usage.ru_utime) + us(&usage.ru_stime)
+    }
+
+    /// sysctl(3) by name: how many bytes of the old value came.
+    pub fn sysctl(&mut self, name: &str, old: &mut [u64], new: Option<u64>) -> usize {
+        let mut len = size_of_val(old);
+        let new = new.as_ref();
+        // SAFETY: everything lives for the call; the new value is as long as a
+        // u_int or u_long, little end first.
+        let done = unsafe {
+            syscall(
+                sys::SYS___sysctlbyname,
+                [
+                    name.as_ptr() as usize,
+                    name.len(),
+                    // With no room to put it in there is no new value either.
+                    if len == 0 {
+                        0
+                    } else {
+                        old.as_mut_ptr() as usize
+                    },
+                    &raw mut len as usize,
+                    new.map_or(0, |n| core::ptr::from_ref(n) as usize),
+                    if new.is_some() { 4 } else { 0 },
+                ],
+            )
+        };
+        done.map_or(0, |_| len)
+    }
+
+    /// Ticks of all CPUs so far that were not idle.
+    pub fn busy_ticks(&mut self) -> u64 {
+        // user, nice, sys, intr, idle
+        let mut times = [0; 5];
+        self.sysctl("kern.cp_time", &mut times, None);
+        times[..4].iter().sum()
+    }
+
     /// Makes the console this process's output.
     pub fn open_console(&mut self) {
         for _ in 0..3 {
@@ -310,6 +379,11 @@ impl FreeBsd {
     }
 
     fn has_tunable(&mut self, name: &str) -> bool {
+        self.tunable(name).is_some()
+    }
+
+    /// kenv(2): a tunable's number, or 0 if it is none.
+    pub fn tunable(&mut self, name: &str) -> Option<u32> {
         let name = CPath::new(name);
         let mut value = [0u8; 16];
         let args = [
@@ -321,7 +395,9 @@ impl FreeBsd {
             0,
         ];
         // SAFETY: the name and the buffer live for the call.
-        unsafe { syscall(sys::SYS_kenv, args) }.is_ok()
+        unsafe { syscall(sys::SYS_kenv, args) }.ok()?;
+        let digits = value.iter().take_while(|b| b.is_ascii_digit());
+        Some(digits.fold(0, |n, digit| n * 10 + u32::from(digit - b'0')))
     }
 
     /// Says on the console what scripts/vm shall have the monitor do, and

@@ -1,10 +1,13 @@
 //! The first process of a FreeBSD guest: loads qpass.ko, runs the conformance
 //! suite on `/dev/qpass0`, unloads, says how it went, and powers off.
 //!
+//! With the tunable `qpass.bench` it measures instead: see `bench`.
+//!
 //! It is `/sbin/init` on a small read-only root, with no libc: `scripts/vm`
 //! builds it, boots a kernel that the user names, and reads its last line.
 #![no_std]
 
+mod bench;
 mod freebsd;
 
 use conform::{Line, Score, sys::Sys};
@@ -101,7 +104,11 @@ fn unload(sys: &mut FreeBsd, id: usize) -> Result<(), &'static str> {
 pub extern "C" fn guest_main() -> ! {
     let mut sys = FreeBsd::new();
     sys.open_console();
-    match main(&mut sys) {
+    let score = match sys.tunable("qpass.bench") {
+        Some(rounds) => bench::run(&mut sys, rounds),
+        None => main(&mut sys),
+    };
+    match score {
         Ok(score) => say!(
             sys,
             "{} passed, {} failed, {} skipped",

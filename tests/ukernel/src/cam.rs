@@ -641,6 +641,8 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             }
             sys::XPT_GDEV_STATS => {
                 let state = device.state.lock().unwrap();
+                let openings = device.sim.as_ref().map_or(0, |sim| sim.openings());
+                (*ccb).cgds.dev_openings = openings.saturating_sub(state.active) as i32;
                 (*ccb).cgds.dev_active = state.active as i32;
                 (*ccb).cgds.allocated = state.queue.len() as i32;
                 (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
@@ -711,7 +713,7 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
 /// XPT_ABORT: a CCB that waits comes back at once, one that the SIM has is the
 /// SIM's to give back.
 fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool) {
-    if !memory::is_live(target.cast(), CCB) {
+    if !memory::is_live(target.cast(), CCB) && !memory::is_item(target.cast()) {
         broken("XPT_ABORT of what is no CCB");
     }
     let mut state = device.state.lock().unwrap();
@@ -1206,17 +1208,6 @@ pub(crate) unsafe extern "C" fn cam_periph_async(
     if code == sys::AC_LOST_DEVICE {
         // SAFETY: the caller's periph is alive, its lock held.
         unsafe { cam_periph_invalidate(periph) };
-    }
-}
-
-pub(crate) unsafe extern "C" fn xpt_schedule(periph: *mut sys::cam_periph, priority: u32) {
-    mtx_assert_owned(mtx_of(periph), "xpt_schedule");
-    // SAFETY: the caller's periph is alive, its lock held.
-    unsafe {
-        if priority < (*periph).scheduled_priority {
-            (*periph).scheduled_priority = priority;
-            run_alloc_queue(periph);
-        }
     }
 }
 

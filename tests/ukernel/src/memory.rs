@@ -239,6 +239,13 @@ impl Zone {
     }
 }
 
+/// Whether an item of some zone that is in use starts there.
+pub fn is_item(at: *mut c_void) -> bool {
+    let zones = ZONES.lock().unwrap();
+    let has = |zone: &&&Zone| zone.state.lock().unwrap().live.contains_key(&(at as usize));
+    zones.iter().any(|zone| has(&zone))
+}
+
 /// The zones there are.
 pub fn zones() -> Vec<ZoneStats> {
     ZONES.lock().unwrap().iter().map(|z| z.stats()).collect()

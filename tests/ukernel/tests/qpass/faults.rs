@@ -91,8 +91,8 @@ fn in_turn(point: &fault::Point, least: u32) {
 
 fn each_allocation_fails_in_turn() {
     // Those of attaching are in a_failed_attach_leaves_nothing; these are what
-    // a program meets: CAM's CCBs.
-    in_turn(&fault::MALLOC, 10);
+    // a program meets: CAM's CCBs for synchronous commands.
+    in_turn(&fault::MALLOC, 4);
 }
 
 fn each_copy_in_fails_in_turn() {
@@ -104,7 +104,7 @@ fn each_copy_out_fails_in_turn() {
 }
 
 fn each_ccb_fails_in_turn() {
-    in_turn(&fault::GET_CCB, 8);
+    in_turn(&fault::GET_CCB, 4);
 }
 
 fn each_zone_fails_in_turn() {

@@ -101,6 +101,7 @@ tests! {
     a_failed_zone_is_enomem;
     each_copy_that_fails_is_efault;
     a_ccb_that_cannot_be_had_comes_later;
+    a_queued_request_needs_no_ccb_of_cams;
     the_request_limit_is_eagain;
     the_byte_limit_is_eagain;
     a_32_bit_process_gets_enotty;
@@ -371,11 +372,25 @@ fn a_ccb_that_cannot_be_had_comes_later() {
     command.test_unit_ready();
     for _ in 0..20 {
         fault::GET_CCB.arm(1);
-        command.queue(&mut machine, fd).expect("queue");
-        assert_eq!(machine.poll(fd, POLLIN, 10_000), Ok(POLLIN));
+        command.send(&mut machine, fd).expect("send");
         assert!(fault::GET_CCB.fired());
-        command.get(&mut machine, fd).expect("get");
     }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// Once it is taken, nothing has to be allocated any more.
+fn a_queued_request_needs_no_ccb_of_cams() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 512);
+    command.rw10(false, 0, 1);
+    let before = (fault::GET_CCB.passed(), fault::MALLOC.passed());
+    for _ in 0..20 {
+        queue_and_get(&mut machine, fd, &command);
+    }
+    let after = (fault::GET_CCB.passed(), fault::MALLOC.passed());
+    assert_eq!(after, before);
     machine.close(fd);
     machine.unload(module);
 }
