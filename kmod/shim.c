@@ -19,7 +19,7 @@ u_int qpass_device_max_requests = 4096;
 u_long qpass_device_max_bytes = 256UL * 1024 * 1024;
 int qpass_allow_paddr = 0;
 int qpass_replace = 0;
-u_int qpass_zerocopy_min = 32 * 1024;
+u_int qpass_zerocopy_min = 4 * 1024;
 
 SYSCTL_DECL(_kern_cam);
 static SYSCTL_NODE(_kern_cam, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,

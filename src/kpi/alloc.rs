@@ -173,6 +173,21 @@ impl<T> KVec<T> {
     }
 }
 
+impl KVec<u64> {
+    /// So many zeroes, not none. Sleeps.
+    pub fn zeroed(len: usize) -> Self {
+        let bytes = len.checked_mul(size_of::<u64>()).expect("a size that fits");
+        let flags = (sys::M_WAITOK | sys::M_ZERO) as c_int;
+        // SAFETY: as in with_capacity(); M_ZERO initialises all of it.
+        let memory = unsafe { sys::malloc(bytes, (&raw mut M_QPASS).cast(), flags) };
+        KVec {
+            memory: NonNull::new(memory.cast()).expect("M_WAITOK memory"),
+            len,
+            capacity: len,
+        }
+    }
+}
+
 impl<T> Deref for KVec<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {

@@ -3,7 +3,7 @@
 //! names them to a SIM.
 
 use super::{
-    alloc::{KBox, KVec},
+    alloc::KVec,
     cdev::Thread,
     errno::{EFAULT, Result},
     user::UserPtr,
@@ -25,13 +25,17 @@ pub enum Access {
 /// may be held then.
 ///
 /// # Invariants
-/// The first `held` entries of `list` are pages that this holds once each, and
-/// `bio` names just these.
+/// `memory` has a bio in its first [`BIO`] words and a page's address in each
+/// that follows; the first `held` of these are pages that this holds once each,
+/// and the bio names just these.
 pub struct HeldPages {
-    list: KVec<sys::vm_page_t>,
+    memory: KVec<u64>,
     held: usize,
-    bio: KBox<sys::bio>,
 }
+
+/// Words of a struct bio.
+const BIO: usize = size_of::<sys::bio>().div_ceil(size_of::<u64>());
+const _: () = assert!(align_of::<sys::bio>() <= align_of::<u64>());
 
 // SAFETY: the pages are held, whoever looks; the bio is only read once made.
 unsafe impl Send for HeldPages {}
@@ -41,7 +45,7 @@ unsafe impl Sync for HeldPages {}
 impl HeldPages {
     /// Kernel memory that holding `pages` pages takes, in bytes.
     pub fn overhead(pages: usize) -> u64 {
-        (pages * size_of::<sys::vm_page_t>() + size_of::<sys::bio>()) as u64
+        ((BIO + pages) * size_of::<u64>()) as u64
     }
 
     /// Holds the pages of the first `len` bytes of `segments`, which follow one
@@ -58,13 +62,10 @@ impl HeldPages {
         pages: usize,
         access: Access,
     ) -> Result<Self> {
-        let mut list = KVec::with_capacity(pages);
-        for _ in 0..pages {
-            list.push(core::ptr::null_mut());
-        }
-        // SAFETY: a struct bio is plain data.
-        let bio = KBox::new(unsafe { core::mem::zeroed() });
-        let mut this = HeldPages { list, held: 0, bio };
+        let mut this = HeldPages {
+            memory: KVec::zeroed(BIO + pages),
+            held: 0,
+        };
         let protection = match access {
             Access::Read => sys::QPC_VM_PROT_READ,
             Access::Write => sys::QPC_VM_PROT_READ | sys::QPC_VM_PROT_WRITE,
@@ -87,7 +88,7 @@ impl HeldPages {
         len: usize,
         protection: sys::vm_prot_t,
     ) -> Result {
-        let room = self.list.len() - self.held;
+        let room = self.memory.len() - BIO - self.held;
         // SAFETY: the calling thread's process keeps its vmspace, which starts
         // with its vm_map (asserted in sys-bindings/layout.c); the list has
         // room for so many pages; an address that is not the process's is
@@ -101,7 +102,7 @@ impl HeldPages {
                 at.address() as sys::vm_offset_t,
                 len as sys::vm_size_t,
                 protection,
-                self.list.as_ptr().add(self.held),
+                self.list().add(self.held),
                 room as c_int,
             )
         };
@@ -111,7 +112,10 @@ impl HeldPages {
 
     /// Fills the bio in, as the pages' one run of data from `first` on.
     fn name(&mut self, first: u64, len: u32, access: Access) {
-        let bio = &mut *self.bio;
+        let list = self.list();
+        // SAFETY: the first words are a bio, all zero so far; nobody else has
+        // it yet.
+        let bio = unsafe { &mut *self.bio() };
         bio.bio_cmd = match access {
             Access::Read => sys::BIO_WRITE,
             Access::Write => sys::BIO_READ,
@@ -119,7 +123,7 @@ impl HeldPages {
         bio.bio_flags = sys::BIO_UNMAPPED as _;
         // SAFETY: set once at boot.
         bio.bio_data = unsafe { sys::unmapped_buf };
-        bio.bio_ma = self.list.as_ptr();
+        bio.bio_ma = list;
         bio.bio_ma_n = self.held as c_int;
         bio.bio_ma_offset = (first % u64::from(sys::PAGE_SIZE)) as c_int;
         bio.bio_bcount = i64::from(len);
@@ -128,13 +132,18 @@ impl HeldPages {
 
     /// The bio, for a CCB; nobody changes it.
     pub fn bio(&self) -> *mut sys::bio {
-        self.bio.as_ptr()
+        self.memory.as_ptr().cast()
+    }
+
+    fn list(&self) -> *mut sys::vm_page_t {
+        // SAFETY: the list begins behind the bio.
+        unsafe { self.memory.as_ptr().add(BIO).cast() }
     }
 }
 
 impl Drop for HeldPages {
     fn drop(&mut self) {
         // SAFETY: so many are held, once each.
-        unsafe { sys::vm_page_unhold_pages(self.list.as_ptr(), self.held as c_int) };
+        unsafe { sys::vm_page_unhold_pages(self.list(), self.held as c_int) };
     }
 }
