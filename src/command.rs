@@ -33,7 +33,7 @@ impl Unit {
         if operation.route == Route::Mmc {
             return self.command_mmc(open, ccb);
         }
-        let saved = ccb.save();
+        let saved = ccb.saved();
         let mut cdb = [0; u8::MAX as usize];
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb, &mut cdb)?;
@@ -73,7 +73,7 @@ impl Unit {
             Some(data) => self.bounce_mmc(open, ccb, data)?,
             None => None,
         };
-        let saved = ccb.save();
+        let saved = ccb.saved();
         let pointers = mmc::take_pointers(ccb, data.as_mut());
         let ran = self.run(open, ccb, Route::Mmc);
         ccb.restore(&saved);
@@ -128,7 +128,7 @@ impl Unit {
             return Err(ENXIO);
         }
         let stats = &self.room.stats;
-        stats.submit();
+        stats.submit(1);
         if let (Route::Abort, Some(own)) = (route, &mut own) {
             let own = own.ccb_mut();
             own.take_request(ccb);

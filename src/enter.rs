@@ -125,10 +125,12 @@ impl Submitter<'_> {
     /// # Errors
     /// That of the first submission that is not taken.
     fn run(&mut self, mut wait: impl FnMut() -> Result) -> Result {
+        let mut entries = [NO_SUBMISSION; BATCH];
         while self.left != 0 {
-            for submission in self.copyin()?.into_iter().flatten() {
+            let n = self.copyin(&mut entries)?;
+            for submission in &entries[..n] {
                 loop {
-                    match self.take(&submission) {
+                    match self.take(submission) {
                         Err(EAGAIN) => {
                             self.flush()?;
                             wait()?;
@@ -146,26 +148,20 @@ impl Submitter<'_> {
         Ok(())
     }
 
-    /// Copies the next submissions in: a batch, or where that is not all
-    /// readable, one.
+    /// Copies the next submissions in, and says how many: a batch, or where
+    /// that is not all readable, one.
     ///
     /// # Errors
     /// `EFAULT`: not even one is.
-    fn copyin(&mut self) -> Result<[Option<sys::qpass_submission>; BATCH]> {
-        const NONE: sys::qpass_submission = sys::qpass_submission {
-            ccb: 0,
-            tag: 0,
-            reserved: 0,
-        };
-        let mut batch = [NONE; BATCH];
+    fn copyin(&mut self, entries: &mut [sys::qpass_submission; BATCH]) -> Result<usize> {
         let mut n = BATCH.min(self.left as usize);
-        if self.from.copyin_array(&mut batch[..n]).is_err() {
+        if self.from.copyin_array(&mut entries[..n]).is_err() {
             n = 1;
-            self.from.copyin_array(&mut batch[..n])?;
+            self.from.copyin_array(&mut entries[..n])?;
         }
         self.from = self.from.offset(n * size_of::<sys::qpass_submission>());
         self.left -= n as u32;
-        Ok(core::array::from_fn(|i| (i < n).then_some(batch[i])))
+        Ok(n)
     }
 
     fn take(&mut self, submission: &sys::qpass_submission) -> Result {
@@ -271,6 +267,9 @@ impl Reaper<'_> {
     /// `EFAULT`: the first that could not be handed over is behind the others
     /// now, and those after it are where they were.
     fn reap(&mut self) -> Result<usize> {
+        if self.room == 0 {
+            return Ok(0);
+        }
         let queue = &self.open.queue;
         let mut todo = queue.take_some(BATCH.min(self.room as usize));
         if todo.is_empty() {
@@ -322,6 +321,12 @@ impl Reaper<'_> {
         })
     }
 }
+
+const NO_SUBMISSION: sys::qpass_submission = sys::qpass_submission {
+    ccb: 0,
+    tag: 0,
+    reserved: 0,
+};
 
 const NO_COMPLETION: sys::qpass_completion = sys::qpass_completion {
     tag: 0,

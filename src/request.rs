@@ -17,7 +17,7 @@ use crate::{
     ioctl::{self, Direction, Field, Format, Operation, Route, Transfer},
     kpi::{
         alloc::KVec,
-        ccb::{Ccb, Saved, Sent},
+        ccb::{Ccb, Sent},
         cdev::Thread,
         devstat::{Moved, Started},
         errno::{EINVAL, EPERM, Result},
@@ -39,7 +39,6 @@ use sys_bindings as sys;
 pub struct Request {
     open: Shared<Open>,
     operation: Operation,
-    saved: Saved,
     buffers: [Option<Buffer>; 2],
     charge: Charge,
     /// When it was sent.
@@ -164,7 +163,6 @@ impl Request {
         let ccb = draft.ccb();
         let operation = Operation::parse(&ccb.fields())?;
         Self::check_physical(&operation, thread)?;
-        let saved = ccb.save();
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb)?;
         }
@@ -183,7 +181,6 @@ impl Request {
         let mut request = Request {
             open: open.clone(),
             operation,
-            saved,
             buffers: [None, None],
             charge,
             started: None,
@@ -338,11 +335,6 @@ impl Request {
         self.operation.route
     }
 
-    /// The priority that it is sent with.
-    pub fn priority(&self) -> u32 {
-        ioctl::priority(self.saved.priority())
-    }
-
     /// The open that queued it.
     pub fn open(&self) -> &Shared<Open> {
         &self.open
@@ -367,6 +359,11 @@ impl Request {
 }
 
 impl ZoneBox<Request> {
+    /// The priority that it is sent with.
+    pub fn priority(&self) -> u32 {
+        ioctl::priority(self.asked_priority())
+    }
+
     /// Hands the data to the process that reaps, and the CCB to its address
     /// `to`, where there is one. What fails can be tried again: the request is
     /// as it was. Sleeps.
@@ -384,8 +381,8 @@ impl ZoneBox<Request> {
             return Ok(());
         };
         // A second try restores what is restored already.
-        ccb.restore(&request.saved);
-        to.copyout(ccb.bytes())
+        self.restore();
+        to.copyout(self.ccb().bytes())
     }
 
     /// Whether its open knows of it.

@@ -67,23 +67,34 @@ impl Outcome {
     }
 }
 
+/// Adds where nobody else writes.
+fn add(to: &AtomicU64, n: u64) {
+    to.store(to.load(Relaxed) + n, Relaxed);
+}
+
 impl Stats {
-    /// A command is taken.
-    pub fn submit(&self) {
-        self.submitted.fetch_add(1, Relaxed);
-        self.outstanding.add(1);
+    /// So many commands are taken. The device lock is held, here and in
+    /// [`complete`](Self::complete), so that nobody else writes meanwhile.
+    pub fn submit(&self, n: u64) {
+        add(&self.submitted, n);
+        let now = self.outstanding.now.load(Relaxed) + n;
+        self.outstanding.now.store(now, Relaxed);
+        if now > self.outstanding.max.load(Relaxed) {
+            self.outstanding.max.store(now, Relaxed);
+        }
     }
 
-    /// It has an outcome.
+    /// One has an outcome.
     pub fn complete(&self, outcome: Outcome) {
         if outcome != Outcome::Good {
-            self.errors.fetch_add(1, Relaxed);
+            add(&self.errors, 1);
         }
         if outcome == Outcome::Cancelled {
-            self.cancelled.fetch_add(1, Relaxed);
+            add(&self.cancelled, 1);
         }
-        self.completed.fetch_add(1, Relaxed);
-        self.outstanding.sub(1);
+        add(&self.completed, 1);
+        let now = self.outstanding.now.load(Relaxed);
+        self.outstanding.now.store(now - 1, Relaxed);
     }
 
     /// A transfer of so many bytes needs no copy.
@@ -105,8 +116,7 @@ mod tests {
     fn what_is_submitted_is_completed_or_outstanding() {
         let stats = Stats::default();
         for outcome in [Outcome::Good, Outcome::Error, Outcome::Cancelled] {
-            stats.submit();
-            stats.submit();
+            stats.submit(2);
             stats.complete(outcome);
             let [submitted, completed, outstanding] =
                 [&stats.submitted, &stats.completed, &stats.outstanding.now]

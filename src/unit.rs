@@ -326,10 +326,8 @@ impl Unit {
             drop::<Held>(held);
             return Err(ENXIO);
         }
-        while let Some(request) = requests.pop() {
-            self.room.stats.submit();
-            state.queued.push(request);
-        }
+        self.room.stats.submit(requests.len() as u64);
+        state.queued.append(requests);
         self.send_queued(&mut held);
         Ok(())
     }
@@ -352,7 +350,7 @@ impl Unit {
             drop::<Held>(held);
             return Err(ENXIO);
         }
-        self.room.stats.submit();
+        self.room.stats.submit(1);
         if route == Route::UserCcb {
             Self::send(&mut held, request);
             return Ok(());

@@ -11,6 +11,7 @@ use crate::{
 use core::{
     ffi::{c_int, c_void},
     marker::PhantomData,
+    mem::MaybeUninit,
     ptr::NonNull,
     sync::atomic::{AtomicPtr, AtomicU32, Ordering},
 };
@@ -349,13 +350,19 @@ impl Ccb {
         ioctl::transferred(transfer.len, self.resid(self.hdr().func_code))
     }
 
-    /// What the user must find unchanged when the CCB comes back.
-    pub fn save(&mut self) -> Saved {
-        let mut saved = Saved {
-            hdr: *self.hdr(),
-            pointers: [core::ptr::null_mut(); 2],
-            segments: 0,
-            inline: [0; 24],
+    /// Keeps what the user must find unchanged when the CCB comes back.
+    ///
+    /// # Safety
+    /// `to` is memory of a [`Saved`]'s size and alignment; it is initialised.
+    pub(super) unsafe fn save(&mut self, to: *mut Saved) {
+        // SAFETY: the caller's promise. The header, which is most of it, is
+        // copied once.
+        let saved = unsafe {
+            (&raw mut (*to).hdr).copy_from_nonoverlapping(self.hdr(), 1);
+            (&raw mut (*to).pointers).write([core::ptr::null_mut(); 2]);
+            (&raw mut (*to).segments).write(0);
+            (&raw mut (*to).inline).write([0; 24]);
+            &mut *to
         };
         for (i, field) in Field::of(self.hdr().func_code).iter().enumerate() {
             let (pointer, segments) = self.pointer_mut(*field);
@@ -367,7 +374,16 @@ impl Ccb {
                 _ => {}
             }
         }
-        saved
+    }
+
+    /// The same, for a CCB that is not in a zone's item.
+    pub fn saved(&mut self) -> Saved {
+        let mut saved = MaybeUninit::uninit();
+        // SAFETY: memory of its size, which is initialised so.
+        unsafe {
+            self.save(saved.as_mut_ptr());
+            saved.assume_init()
+        }
     }
 
     /// Makes a completed CCB fit for the user: the header is the one that came

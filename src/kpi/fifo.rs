@@ -152,6 +152,12 @@ impl<E: Entry> Fifo<E> {
         first.pop()
     }
 
+    /// Puts all of `last` behind what is there.
+    pub fn append(&mut self, mut last: Fifo<E>) {
+        last.prepend(core::mem::take(self));
+        *self = last;
+    }
+
     /// Puts all of `first` before what is there.
     pub fn prepend(&mut self, mut first: Fifo<E>) {
         let Some(tail) = first.tail else {
@@ -267,9 +273,16 @@ mod tests {
     #[test]
     fn what_is_put_before_comes_first() {
         let alive = Rc::new(());
-        for (n, m) in [(0, 0), (0, 2), (2, 0), (2, 3)] {
+        for (n, m) in [(0, 0), (0, 2), (2, 0), (2, 3), (1, 0), (1, 2)] {
             let (mut fifo, first) = (filled(&alive, n), filled(&alive, m));
-            fifo.prepend(first);
+            match n % 2 {
+                0 => fifo.prepend(first),
+                _ => {
+                    let mut all = first;
+                    all.append(fifo);
+                    fifo = all;
+                }
+            }
             assert_eq!(fifo.len(), (n + m) as usize);
             fifo.push(Owned(Box::new(Node {
                 value: 9,

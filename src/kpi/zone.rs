@@ -1,7 +1,7 @@
 //! uma(9): zones of equal-sized items, and boxes that go back to their zone.
 
 use super::{
-    ccb::{Ccb, DoneFn},
+    ccb::{Ccb, DoneFn, Saved},
     errno::{ENOMEM, Result},
     fifo::{Entry, Link},
     list::{Node, Owner},
@@ -93,6 +93,8 @@ pub trait ZoneItem: Sized {
 pub struct Item<T: ZoneItem> {
     /// First: CAM's address of it is the item's.
     ccb: Ccb,
+    /// What the user must find unchanged in it.
+    saved: Saved,
     value: T,
     link: Link<Item<T>>,
     known: T::Known,
@@ -122,8 +124,12 @@ impl<T: ZoneItem> Draft<T> {
             item: zone.alloc(false).cast(),
             keeper,
         };
-        // SAFETY: a fresh item, large and aligned enough.
-        unsafe { Ccb::copyin_raw(draft.ccb_ptr(), from)? };
+        // SAFETY: a fresh item, large and aligned enough; two fields of it.
+        unsafe {
+            Ccb::copyin_raw(draft.ccb_ptr(), from)?;
+            let saved = &raw mut (*draft.item.as_ptr()).saved;
+            (*draft.ccb_ptr()).save(saved);
+        }
         Ok(draft)
     }
 
@@ -187,6 +193,18 @@ impl<T: ZoneItem> ZoneBox<T> {
     pub fn ccb(&self) -> &Ccb {
         // SAFETY: owned and initialised.
         unsafe { &(*self.0.as_ptr()).ccb }
+    }
+
+    /// The user's `pinfo.priority`.
+    pub fn asked_priority(&self) -> u32 {
+        // SAFETY: owned and initialised.
+        unsafe { (*self.0.as_ptr()).saved.priority() }
+    }
+
+    /// [`Ccb::restore`], to what it was when it was copied in.
+    pub fn restore(&mut self) {
+        // SAFETY: owned and initialised; two fields.
+        unsafe { (*self.0.as_ptr()).ccb.restore(&(*self.0.as_ptr()).saved) };
     }
 
     /// The value and the CCB, to change.

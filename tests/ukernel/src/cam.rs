@@ -5,6 +5,7 @@
 //! its periph driver list that ends one entry too late included.
 
 use crate::{
+    count,
     devfs::wait_until,
     fault,
     lock::{self, mtx_assert_owned, mtx_lock, mtx_unlock},
@@ -863,7 +864,7 @@ fn complete(ccb: usize) {
         device.run_queue();
         device.lock("xpt_done_process");
         let done: DoneFn = hdr.cbfcnp.expect("cbfcnp");
-        done(of(hdr.path).periph, ccb);
+        count::stepping(|| done(of(hdr.path).periph, ccb));
         device.unlock("xpt_done_process");
     }
 }

@@ -1,7 +1,7 @@
 //! devfs(5): device nodes, opens of them, and cdevpriv(9).
 
 use crate::{
-    fault, kqueue,
+    count, fault, kqueue,
     lock::may_sleep,
     sys, task,
     thread::{broken, current},
@@ -182,7 +182,7 @@ impl File {
             .call(|devsw, cdev| {
                 let ioctl = devsw.d_ioctl.expect("d_ioctl");
                 // SAFETY: as the kernel calls it.
-                unsafe { ioctl(cdev, request, data, 3, current().as_ptr()) }
+                count::stepping(|| unsafe { ioctl(cdev, request, data, 3, current().as_ptr()) })
             })
             .unwrap_or(sys::ENXIO as i32);
         match error {

@@ -1,15 +1,12 @@
 //! The kernel's symbol table: what a module can import, and where it is.
 
-use crate::{cam, devfs, devstat, kqueue, lock, memory, sysctl, task, thread, user, vm};
+use crate::{cam, count, devfs, devstat, kqueue, lock, memory, sysctl, task, thread, user, vm};
 use std::ffi::{c_char, c_int, c_void};
 
 unsafe extern "C" {
     fn uk_printf(fmt: *const c_char, ...) -> c_int;
     fn uk_panicf(fmt: *const c_char, ...);
     fn uk_make_dev_s(args: *mut c_void, dev: *mut *mut c_void, fmt: *const c_char, ...) -> c_int;
-    fn memcpy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void;
-    fn memmove(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void;
-    fn memset(to: *mut c_void, byte: c_int, len: usize) -> *mut c_void;
     fn strlen(text: *const c_char) -> usize;
     fn memcmp(a: *const c_void, b: *const c_void, len: usize) -> c_int;
 }
@@ -52,9 +49,9 @@ pub fn functions() -> Vec<Export> {
         ("printf", uk_printf as *const c_void),
         ("panic", uk_panicf as *const c_void),
         ("make_dev_s", uk_make_dev_s as *const c_void),
-        ("memcpy", memcpy as *const c_void),
-        ("memmove", memmove as *const c_void),
-        ("memset", memset as *const c_void),
+        ("memcpy", count::counted_memcpy as *const c_void),
+        ("memmove", count::counted_memmove as *const c_void),
+        ("memset", count::counted_memset as *const c_void),
         ("memcmp", memcmp as *const c_void),
         ("strlen", strlen as *const c_void),
     ]);

@@ -30,6 +30,7 @@
 //! | [`process`] | the system calls, as [`conform::sys::Sys`] |
 
 pub mod cam;
+pub mod count;
 pub mod devfs;
 pub mod devstat;
 pub mod disk;

@@ -2,7 +2,7 @@
 //! 2 GiB, relocated, and its linker sets are run in the kernel's order.
 
 use crate::{
-    cam, devstat, exports, kqueue, memory, sys, sysctl, task,
+    cam, count, devstat, exports, kqueue, memory, sys, sysctl, task,
     thread::{self, broken},
 };
 use object::{
@@ -86,6 +86,8 @@ impl Module {
         let imports = module.resolve(&elf)?;
         module.relocate(&elf, &imports)?;
         module.check_metadata(&elf)?;
+        let start = module.arena as usize;
+        count::set_module(start..start + ARENA);
         sysctl::register(&module.set(&elf, "set_sysctl_set"));
         module.sysinits = module.sysinit_set(&elf, "set_sysinit_set", false);
         module.sysuninits = module.sysinit_set(&elf, "set_sysuninit_set", true);

@@ -3,7 +3,7 @@
 //! one.
 
 use crate::{
-    sys,
+    count, sys,
     thread::{broken, current},
 };
 use std::{
@@ -172,6 +172,7 @@ pub fn mtx_lock(mtx: *mut sys::mtx, at: &str) {
             guard = lot.free.wait(guard).unwrap();
         }
     }
+    count::locked(|| name(mtx));
     current().held.borrow_mut().push(mtx as usize);
 }
 

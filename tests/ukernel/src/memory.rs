@@ -1,7 +1,7 @@
 //! malloc(9) and uma(9): every byte is accounted, guarded and poisoned.
 
 use crate::{
-    fault,
+    count, fault,
     lock::{self, may_sleep},
     sys,
     thread::broken,
@@ -120,7 +120,7 @@ pub fn alloc(len: usize, name: &str, flags: u32) -> *mut c_void {
         return core::ptr::null_mut();
     }
     let block = Block::new(len);
-    block.fill(if flags & sys::M_ZERO != 0 { 0 } else { FRESH });
+    block.fill(filling(flags, len));
     let start = block.start;
     MALLOC
         .lock()
@@ -128,6 +128,15 @@ pub fn alloc(len: usize, name: &str, flags: u32) -> *mut c_void {
         .live
         .insert(start as usize, (block, name.into()));
     start.cast()
+}
+
+/// What fresh memory holds.
+fn filling(flags: u32, len: usize) -> u8 {
+    if flags & sys::M_ZERO == 0 {
+        return FRESH;
+    }
+    count::moved(len);
+    0
 }
 
 /// free(9) for the kernel itself.
@@ -344,7 +353,7 @@ pub(crate) unsafe extern "C" fn uma_zalloc_arg(
         }
         None => Block::new(zone.size),
     };
-    block.fill(if flags & sys::M_ZERO != 0 { 0 } else { FRESH });
+    block.fill(filling(flags, zone.size));
     let start = block.start;
     state.live.insert(start as usize, block);
     state.allocs += 1;

@@ -1,7 +1,7 @@
 //! A process's memory, and copy(9) to and from it: an address counts only if
 //! it was mapped, and as it was protected.
 
-use crate::{fault, lock::may_sleep, sys, vm};
+use crate::{count, fault, lock::may_sleep, sys, vm};
 use conform::sys::Access;
 use std::{
     collections::BTreeMap,
@@ -84,6 +84,7 @@ pub(crate) fn allows(at: usize, len: usize, write: bool) -> bool {
 /// copyin(9).
 pub fn read(from: usize, to: &mut [u8]) -> Result<(), i32> {
     may_sleep("copyin");
+    count::moved(to.len());
     if fault::COPYIN.fails() || !allows(from, to.len(), false) {
         return Err(sys::EFAULT as i32);
     }
@@ -95,6 +96,7 @@ pub fn read(from: usize, to: &mut [u8]) -> Result<(), i32> {
 /// copyout(9).
 pub fn write(from: &[u8], to: usize) -> Result<(), i32> {
     may_sleep("copyout");
+    count::moved(from.len());
     if fault::COPYOUT.fails() || !allows(to, from.len(), true) {
         return Err(sys::EFAULT as i32);
     }

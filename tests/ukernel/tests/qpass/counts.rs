@@ -10,6 +10,7 @@ tests! {
     room_that_another_open_makes_is_told;
     an_outstanding_request_costs_what_the_page_says;
     unit_numbers_come_back_with_their_counters;
+    an_io_costs_what_the_page_says;
 }
 
 fn counters(unit: u32) -> [u64; 4] {
@@ -260,4 +261,114 @@ fn unit_numbers_come_back_with_their_counters() {
         machine.arrive();
     }
     machine.unload(module);
+}
+
+/// Reads of `len` bytes, or TEST UNIT READYs, that are counted together.
+const TOGETHER: usize = 16;
+
+/// What [`TOGETHER`] commands cost from their submission until they are reaped,
+/// each step by itself, so that no thread meets another: submitted while the
+/// disk is stuck, completed, reaped.
+fn cost(len: usize, threshold: u64, batch: bool) -> ukernel::count::Cost {
+    let (mut machine, module) = boot(Config {
+        unmapped: true,
+        ..Config::default()
+    });
+    sysctl::set("zerocopy_min", threshold);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut commands: Vec<_> = (0..TOGETHER)
+        .map(|_| Command::new(&mut machine, len))
+        .collect();
+    for command in &mut commands {
+        match len {
+            0 => command.test_unit_ready(),
+            len => command.rw10(false, 0, (len / 512) as u16),
+        }
+    }
+    let mut arrays = enter::Arrays::new(&mut machine);
+    let names: Vec<_> = commands.iter().map(|c| (c.ccb.address(), 1)).collect();
+    arrays.submit(&names);
+    let mut call = arrays.call(0, 0, 0);
+    call.flags = sys::QPASS_ENTER_SHORT;
+    let n = TOGETHER as u32;
+    let mut round = || {
+        machine.disk().stuck.store(true, Ordering::SeqCst);
+        if batch {
+            (call.to_submit, call.to_complete) = (n, 0);
+            assert_eq!(enter::enter(&mut machine, fd, call), Ok((n, 0, 0, 0)));
+        } else {
+            for command in &commands {
+                command.queue(&mut machine, fd).expect("queue");
+            }
+        }
+        machine.disk().unstick();
+        wait_until("all are done", || sysctl::value("0.outstanding") == Some(0));
+        // The last callback has returned.
+        let _ = memory::zones();
+        if batch {
+            (call.to_submit, call.to_complete) = (0, n);
+            assert_eq!(enter::enter(&mut machine, fd, call), Ok((0, n, 0, 0)));
+        } else {
+            for command in &commands {
+                command.get(&mut machine, fd).expect("get");
+            }
+        }
+    };
+    // The zones come with the first request.
+    round();
+    let ((), cost) = ukernel::count::count(round);
+    machine.close(fd);
+    machine.unload(module);
+    cost
+}
+
+/// The table of docs/cost.md, line by line.
+fn an_io_costs_what_the_page_says() {
+    let page = include_str!("../../../../docs/cost.md");
+    let mut wrong = Vec::new();
+    let mut lines = 0;
+    for line in page.lines() {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        let [
+            "",
+            len,
+            copied,
+            call @ ("queue" | "enter"),
+            numbers @ ..,
+            "",
+        ] = &cells[..]
+        else {
+            continue;
+        };
+        lines += 1;
+        let len: usize = len.parse().expect("bytes");
+        let threshold = if *copied == "yes" { u64::MAX } else { 4096 };
+        let cost = cost(len, threshold, *call == "enter");
+        let locks = |name| cost.locks.get(name).copied().unwrap_or(0);
+        let found = [
+            cost.instructions / TOGETHER as u64,
+            cost.bytes / TOGETHER as u64,
+            locks("CAM device lock"),
+            locks("qpass queue"),
+        ];
+        let wanted: Vec<u64> = numbers
+            .iter()
+            .map(|n| n.parse().expect("a number"))
+            .collect();
+        let [instructions, bytes, device, queue] = wanted[..] else {
+            panic!("{line}");
+        };
+        let [i, b, d, q] = found;
+        println!("| {len} | {copied} | {call} | {i} | {b} | {d} | {q} |");
+        // Another compiler may make a little more or less of it.
+        let close = |found: u64, wanted: u64| {
+            (wanted - wanted / 10..=wanted + wanted / 10).contains(&found)
+        };
+        if !close(i, instructions) || !close(b, bytes) || (d, q) != (device, queue) {
+            wrong.push(line);
+        }
+        assert_eq!(cost.locks.len(), 2, "other locks: {:?}", cost.locks);
+    }
+    assert_eq!(lines, 10, "the table is there");
+    assert!(wrong.is_empty(), "the right lines are above: {wrong:#?}");
 }
