@@ -86,6 +86,17 @@ cases! {
     info_adds_up (spares_pass);
     an_open_has_limits_of_its_own (spares_pass);
     a_cancelled_request_is_reaped_once (spares_pass);
+    a_batch_is_submitted_and_reaped_in_one_call (spares_pass);
+    a_batch_call_waits_no_longer_than_it_may (spares_pass);
+    what_is_outstanding_is_listed (spares_pass);
+    a_large_transfer_moves_its_own_bytes_only;
+    a_large_list_of_pages_moves_its_own_bytes_only;
+    a_large_buffer_may_be_wired;
+    a_private_file_mapping_is_written_from_and_read_into;
+    a_large_write_from_a_read_only_buffer_goes_through;
+    a_large_read_into_a_read_only_buffer_is_efault;
+    a_large_write_across_a_guard_page_is_efault (spares_pass);
+    a_buffer_may_be_unmapped_meanwhile (spares_pass);
     a_cdb_too_long_is_einval;
     a_null_ccb_is_efault;
     a_wild_ccb_is_efault;
@@ -834,8 +845,9 @@ fn info(ctx: &mut Ctx<'_>, fd: Fd, page: &mut Memory) -> Result<sys::qpass_info,
 fn info_adds_up(ctx: &mut Ctx<'_>) -> Outcome {
     let fd = open(ctx)?;
     let mut page = Memory::new(ctx.sys, 4096);
-    let mut command = Command::new(ctx.sys, 4096);
-    command.rw10(false, 0, 8);
+    let mut command = Command::new(ctx.sys, 2048);
+    // Half of the smallest chunk, and too short to be moved in place.
+    command.rw10(false, 0, 4);
     let before = info(ctx, fd, &mut page)?;
     for n in 1..=32 {
         expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
@@ -1337,6 +1349,386 @@ fn requests_outlive_a_departure(ctx: &mut Ctx<'_>) -> Outcome {
     ctx.see(format_args!("48 requests, then a new device"));
     command.free(ctx.sys);
     ctx.sys.close(new);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// Bytes of a transfer that no kernel copies for want of length.
+const LARGE: usize = 128 << 10;
+
+fn enter(ctx: &mut Ctx<'_>, fd: Fd, call: &mut sys::qpass_enter) -> Result<(), Errno> {
+    let at = core::ptr::from_mut(call) as usize;
+    // In memory that both kernels know as the process's.
+    let mut page = Memory::new(ctx.sys, 4096);
+    let len = size_of::<sys::qpass_enter>();
+    // SAFETY: both are that long; integers.
+    unsafe {
+        core::ptr::copy_nonoverlapping(at as *const u8, page.bytes_mut().as_mut_ptr(), len);
+    }
+    let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_ENTER, page.address());
+    // SAFETY: as above.
+    unsafe { core::ptr::copy_nonoverlapping(page.bytes().as_ptr(), at as *mut u8, len) };
+    page.unmap(ctx.sys);
+    called
+}
+
+fn a_batch_is_submitted_and_reaped_in_one_call(ctx: &mut Ctx<'_>) -> Outcome {
+    const N: usize = 40;
+    let fd = open(ctx)?;
+    let mut arrays = Memory::new(ctx.sys, 8192);
+    let mut command = Command::new(ctx.sys, 4096);
+    command.rw10(false, 0, 8);
+    let at = arrays.bytes_mut().as_mut_ptr();
+    for i in 0..N {
+        let submission = sys::qpass_submission {
+            ccb: command.ccb.address() as u64,
+            tag: 1 << i,
+            reserved: 0,
+        };
+        // SAFETY: the first page has room for them.
+        unsafe { at.cast::<sys::qpass_submission>().add(i).write(submission) };
+    }
+    let mut call = sys::qpass_enter {
+        submissions: at as u64,
+        completions: at as u64 + 4096,
+        to_submit: N as u32,
+        to_complete: N as u32,
+        min_complete: N as u32,
+        flags: sys::QPASS_ENTER_SHORT,
+        timeout: 20_000_000_000,
+        submitted: 0,
+        completed: 0,
+        submit_error: 0,
+        complete_error: 0,
+        reserved: [0; 2],
+    };
+    expect!("QPIOC_ENTER", enter(ctx, fd, &mut call), Ok(()));
+    let answer = (
+        call.submitted,
+        call.completed,
+        call.submit_error,
+        call.complete_error,
+    );
+    expect!("answer", answer, (N as u32, N as u32, 0, 0));
+    let (mut tags, mut good) = (0, 0);
+    for i in 0..N {
+        // SAFETY: the kernel has written so many; integers.
+        let done = unsafe { at.add(4096).cast::<sys::qpass_completion>().add(i).read() };
+        tags |= done.tag;
+        good += u32::from(done.status & sys::CAM_STATUS_MASK == sys::CAM_REQ_CMP);
+        expect!("flags", done.flags, 0);
+    }
+    expect!("tags", tags, (1 << N) - 1);
+    ctx.see(format_args!("{good} of {N} in one call"));
+    expect!("good", good, N as u32);
+    arrays.unmap(ctx.sys);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_batch_call_waits_no_longer_than_it_may(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let arrays = Memory::new(ctx.sys, 4096);
+    let mut call = sys::qpass_enter {
+        submissions: 0,
+        completions: arrays.address() as u64,
+        to_submit: 0,
+        to_complete: 1,
+        min_complete: 1,
+        flags: 0,
+        timeout: 30_000_000,
+        submitted: 0,
+        completed: 0,
+        submit_error: 0,
+        complete_error: 0,
+        reserved: [0; 2],
+    };
+    expect!("QPIOC_ENTER", enter(ctx, fd, &mut call), Ok(()));
+    ctx.see(format_args!("{} {}", call.completed, call.complete_error));
+    expect!("error", call.complete_error, sys::ETIMEDOUT as i32);
+    call.min_complete = 2;
+    expect!("too many", enter(ctx, fd, &mut call), errno!(EINVAL));
+    arrays.unmap(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn what_is_outstanding_is_listed(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut page = Memory::new(ctx.sys, 8192);
+    let mut command = Command::new(ctx.sys, 4096);
+    command.rw10(false, 7, 8);
+    for _ in 0..3 {
+        expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    }
+    let at = page.bytes_mut().as_mut_ptr();
+    let list = |ctx: &mut Ctx<'_>, flags| {
+        let call = sys::qpass_list {
+            entries: at as u64 + 4096,
+            room: 9,
+            count: 0,
+            flags,
+            reserved0: 0,
+            cursor: [0; 2],
+            reserved: [0; 2],
+        };
+        // SAFETY: memory of the process's; integers.
+        unsafe { at.cast::<sys::qpass_list>().write(call) };
+        let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_LIST, at as usize);
+        // SAFETY: as above.
+        called.map(|()| unsafe { at.cast::<sys::qpass_list>().read() }.count)
+    };
+    expect!("QPIOC_LIST", list(ctx, 0), Ok(3));
+    // SAFETY: the kernel has written it; integers.
+    let entry = unsafe { at.add(4096).cast::<sys::qpass_outstanding>().read() };
+    expect!("ccb", entry.ccb, command.ccb.address() as u64);
+    expect!("cdb", entry.cdb[..6], [0x28, 0, 0, 0, 0, 7]);
+    ctx.see(format_args!(
+        "3 of {} bytes, {}",
+        entry.length, entry.func_code
+    ));
+    expect!("length", entry.length, 4096);
+    expect!("device", list(ctx, sys::QPASS_LIST_DEVICE), Ok(3));
+    for _ in 0..3 {
+        expect!("poll", ctx.sys.poll(fd, POLLIN, SOON as i32), Ok(POLLIN));
+        expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+    }
+    expect!("reaped", list(ctx, 0), Ok(0));
+    page.unmap(ctx.sys);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// Numbers bytes, so that each shows where it belongs.
+fn number(bytes: &mut [u8]) {
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = (i / 512 * 7 + i) as u8;
+    }
+}
+
+/// Writes `LARGE` numbered bytes from `from` and reads them back to `to`, both
+/// offsets into one buffer, as `shape` has them named.
+fn there_and_back(
+    ctx: &mut Ctx<'_>,
+    fd: Fd,
+    data: &mut Memory,
+    at: usize,
+    mut shape: impl FnMut(&mut Command),
+) -> Outcome {
+    let mut command = Command::new(ctx.sys, 0);
+    for write in [true, false] {
+        command.rw10(write, 64, (LARGE / BLOCK) as u16);
+        command.csio().data_ptr = (data.address() + at) as *mut u8;
+        shape(&mut command);
+        if write {
+            number(data.bytes_mut());
+        } else {
+            data.bytes_mut().fill(0xaa);
+        }
+        let ended = queue_and_reap(ctx, fd, &command)?;
+        expect!("ended", ended, GOOD);
+    }
+    command.free(ctx.sys);
+    Ok(())
+}
+
+/// Bytes that were read, and bytes that were left alone; none is anything else.
+fn read_and_left(data: &Memory) -> (usize, usize) {
+    let (mut read, mut left) = (0, 0);
+    for (i, byte) in data.bytes().iter().enumerate() {
+        let wanted = (i / 512 * 7 + i) as u8;
+        read += usize::from(*byte == wanted && wanted != 0xaa);
+        left += usize::from(*byte == 0xaa && wanted != 0xaa);
+    }
+    (read, left)
+}
+
+/// How many of `LARGE` bytes from `at` on are told apart from 0xaa.
+fn telling(at: usize, len: usize) -> usize {
+    (at..at + len)
+        .filter(|i| (i / 512 * 7 + i) as u8 != 0xaa)
+        .count()
+}
+
+fn a_large_transfer_moves_its_own_bytes_only(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut data = Memory::new(ctx.sys, LARGE + 3 * 4096);
+    for at in [0, 4096, 512, 100] {
+        there_and_back(ctx, fd, &mut data, at, |_| ())?;
+        let all = telling(0, data.len());
+        let own = telling(at, LARGE);
+        expect!("bytes", read_and_left(&data), (own, all - own));
+    }
+    ctx.see(format_args!("at four offsets"));
+    data.unmap(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_large_list_of_pages_moves_its_own_bytes_only(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut data = Memory::new(ctx.sys, 2 * LARGE);
+    let mut list = Memory::new(ctx.sys, 4096);
+    // The first begins inside a page; a page is left out before each other.
+    let segments = [
+        (512, 4096 - 512),
+        (8192, 8192),
+        (20480, LARGE - 16384),
+        (20480 + LARGE - 16384 + 4096, 4096 + 512),
+    ];
+    let address = data.address();
+    for (i, (at, len)) in segments.iter().enumerate() {
+        let words = [(address + at) as u64, *len as u64];
+        for (j, word) in words.iter().enumerate() {
+            let to = i * 16 + j * 8;
+            list.bytes_mut()[to..to + 8].copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+    let list_at = list.address();
+    there_and_back(ctx, fd, &mut data, 0, |command| {
+        let csio = command.csio();
+        csio.ccb_h.flags |= sys::CAM_DATA_SG;
+        csio.data_ptr = list_at as *mut u8;
+        csio.sglist_cnt = segments.len() as u16;
+    })?;
+    let all = telling(0, data.len());
+    let own: usize = segments.iter().map(|(at, len)| telling(*at, *len)).sum();
+    expect!("bytes", read_and_left(&data), (own, all - own));
+    ctx.see(format_args!("four segments"));
+    data.unmap(ctx.sys);
+    list.unmap(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_large_buffer_may_be_wired(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut data = Memory::new(ctx.sys, LARGE);
+    let at = data.bytes_mut().as_mut_ptr();
+    expect!("mlock", ctx.sys.wire(at, LARGE), Ok(()));
+    there_and_back(ctx, fd, &mut data, 0, |_| ())?;
+    let all = telling(0, LARGE);
+    expect!("bytes", read_and_left(&data), (all, 0));
+    ctx.see(format_args!("wired"));
+    data.unmap(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// What is read goes into the process's own copy of the pages: another mapping
+/// of the file shows what it has always shown.
+fn a_private_file_mapping_is_written_from_and_read_into(ctx: &mut Ctx<'_>) -> Outcome {
+    const LEN: usize = 64 << 10;
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, 0);
+    let (mut mapped, mut back) = (Memory::of_file(ctx.sys, LEN), Memory::new(ctx.sys, LEN));
+    // Written from pages that nobody has touched yet.
+    command.rw10(true, 64, (LEN / BLOCK) as u16);
+    command.csio().data_ptr = mapped.address() as *mut u8;
+    expect!("write", queue_and_reap(ctx, fd, &command)?, GOOD);
+    command.rw10(false, 64, (LEN / BLOCK) as u16);
+    command.csio().data_ptr = back.address() as *mut u8;
+    expect!("read", queue_and_reap(ctx, fd, &command)?, GOOD);
+    expect!("the file's bytes", back.bytes() == mapped.bytes(), true);
+    expect!("not all zero", back.bytes().iter().any(|b| *b != 0), true);
+    // Read into pages that are the file's still.
+    mapped.unmap(ctx.sys);
+    mapped = Memory::of_file(ctx.sys, LEN);
+    number(back.bytes_mut());
+    command.rw10(true, 64, (LEN / BLOCK) as u16);
+    command.csio().data_ptr = back.address() as *mut u8;
+    expect!("write", queue_and_reap(ctx, fd, &command)?, GOOD);
+    command.rw10(false, 64, (LEN / BLOCK) as u16);
+    command.csio().data_ptr = mapped.address() as *mut u8;
+    expect!("read", queue_and_reap(ctx, fd, &command)?, GOOD);
+    expect!("read into the copy", mapped.bytes() == back.bytes(), true);
+    let again = Memory::of_file(ctx.sys, LEN);
+    expect!("the file is as it was", again.bytes() != back.bytes(), true);
+    ctx.see(format_args!("both ways"));
+    for memory in [mapped, back, again] {
+        memory.unmap(ctx.sys);
+    }
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_large_write_from_a_read_only_buffer_goes_through(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, LARGE);
+    let at = command.data.bytes_mut().as_mut_ptr();
+    ctx.sys.protect(at, LARGE, Access::Read);
+    command.rw10(true, 64, (LARGE / BLOCK) as u16);
+    let ended = queue_and_reap(ctx, fd, &command)?;
+    ctx.see(format_args!("{ended:?}"));
+    expect!("ended", ended, GOOD);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_large_read_into_a_read_only_buffer_is_efault(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, LARGE);
+    let at = command.data.bytes_mut().as_mut_ptr();
+    ctx.sys.protect(at, LARGE, Access::Read);
+    command.rw10(false, 64, (LARGE / BLOCK) as u16);
+    expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    expect!("poll", ctx.sys.poll(fd, POLLIN, SOON as i32), Ok(POLLIN));
+    let refused = command.get(ctx.sys, fd);
+    expect!("read-only", refused, errno!(EFAULT));
+    ctx.sys.protect(at, LARGE, Access::Write);
+    let again = command.get(ctx.sys, fd);
+    ctx.see(format_args!("{refused:?} {again:?}"));
+    expect!("again", again, Ok(()));
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_large_write_across_a_guard_page_is_efault(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut command = Command::new(ctx.sys, LARGE);
+    let at = command.data.bytes_mut().as_mut_ptr();
+    let guard = at.wrapping_add(LARGE - 4096);
+    ctx.sys.protect(guard, 4096, Access::None);
+    command.rw10(true, 64, (LARGE / BLOCK) as u16);
+    let refused = command.queue(ctx.sys, fd);
+    expect!("across", refused, errno!(EFAULT));
+    // And up to it.
+    command.rw10(true, 64, ((LARGE - 4096) / BLOCK) as u16);
+    let ended = queue_and_reap(ctx, fd, &command)?;
+    ctx.see(format_args!("{refused:?} then {ended:?}"));
+    expect!("ended", ended, GOOD);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+/// Its data goes to the pages that were there, or is told by EFAULT. (A mapping
+/// that the process makes at the same place may be given the same pages: until
+/// it is reaped, a request's memory is the device's.)
+fn a_buffer_may_be_unmapped_meanwhile(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    for _ in 0..20 {
+        let mut command = Command::new(ctx.sys, 0);
+        let data = Memory::new(ctx.sys, LARGE);
+        command.rw10(false, 64, (LARGE / BLOCK) as u16);
+        command.csio().data_ptr = data.address() as *mut u8;
+        expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+        data.unmap(ctx.sys);
+        expect!("poll", ctx.sys.poll(fd, POLLIN, SOON as i32), Ok(POLLIN));
+        let got = command.get(ctx.sys, fd);
+        expect!("CAMIOGET", got.is_ok() || got == errno!(EFAULT), true);
+        if got.is_err() {
+            // It is there still: the open goes, and takes it along.
+            break;
+        }
+        command.free(ctx.sys);
+    }
+    ctx.see(format_args!("reaped or refused"));
     ctx.sys.close(fd);
     Ok(())
 }

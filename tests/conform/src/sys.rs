@@ -62,6 +62,14 @@ pub trait Sys {
     fn poll(&mut self, fd: Fd, events: i16, timeout_ms: i32) -> Result<i16, Errno>;
     /// mmap(2): zeroed anonymous memory.
     fn map(&mut self, len: usize) -> *mut u8;
+    /// mmap(2): a private mapping of a file that is longer than `len` bytes and
+    /// not all zero, to read and write.
+    fn map_file(&mut self, len: usize) -> *mut u8;
+    /// mlock(2).
+    ///
+    /// # Errors
+    /// The errno.
+    fn wire(&mut self, at: *mut u8, len: usize) -> Result<(), Errno>;
     /// munmap(2).
     ///
     /// # Safety
@@ -95,6 +103,15 @@ impl Memory {
         let len = len.next_multiple_of(4096);
         Memory {
             at: sys.map(len),
+            len,
+        }
+    }
+
+    /// Maps a file privately; `len` is rounded up to pages.
+    pub fn of_file(sys: &mut dyn Sys, len: usize) -> Self {
+        let len = len.next_multiple_of(4096);
+        Memory {
+            at: sys.map_file(len),
             len,
         }
     }

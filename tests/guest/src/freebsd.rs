@@ -296,6 +296,24 @@ impl Sys for FreeBsd {
         at.expect("mmap") as *mut u8
     }
 
+    fn map_file(&mut self, len: usize) -> *mut u8 {
+        // The module is the largest file there is.
+        let fd = self.open("/qpass.ko", sys::O_RDONLY as i32).expect("open") as usize;
+        let (prot, flags) = (
+            (sys::PROT_READ | sys::PROT_WRITE) as usize,
+            sys::MAP_PRIVATE as usize,
+        );
+        // SAFETY: fresh memory.
+        let at = unsafe { syscall(sys::SYS_mmap, [0, len, prot, flags, fd, 0]) };
+        self.close(fd as Fd);
+        at.expect("mmap") as *mut u8
+    }
+
+    fn wire(&mut self, at: *mut u8, len: usize) -> Result<(), Errno> {
+        // SAFETY: memory from map().
+        unsafe { syscall(sys::SYS_mlock, [at as usize, len, 0, 0, 0, 0]) }.map(|_| ())
+    }
+
     unsafe fn unmap(&mut self, at: *mut u8, len: usize) {
         // SAFETY: the caller's promise.
         let _ = unsafe { syscall(sys::SYS_munmap, [at as usize, len, 0, 0, 0, 0]) };

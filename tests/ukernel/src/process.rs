@@ -322,13 +322,27 @@ impl Sys for Machine {
         user::map(len)
     }
 
+    fn map_file(&mut self, len: usize) -> *mut u8 {
+        let at = user::map(len);
+        for i in 0..len {
+            // SAFETY: fresh memory of that length.
+            unsafe { at.add(i).write((i / 7) as u8) };
+        }
+        at
+    }
+
+    fn wire(&mut self, _at: *mut u8, _len: usize) -> Result<(), Errno> {
+        // Nothing is paged out here.
+        Ok(())
+    }
+
     unsafe fn unmap(&mut self, at: *mut u8, len: usize) {
         // SAFETY: the caller's promise.
         unsafe { user::unmap(at, len) };
     }
 
-    fn protect(&mut self, at: *mut u8, _len: usize, access: Access) {
-        user::protect(at, access);
+    fn protect(&mut self, at: *mut u8, len: usize, access: Access) {
+        user::protect(at, len, access);
     }
 
     fn print(&mut self, line: &str) {

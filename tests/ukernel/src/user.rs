@@ -38,7 +38,11 @@ pub fn map(len: usize) -> *mut u8 {
 /// # Safety
 /// The memory came from [`map`] and is not used any more.
 pub unsafe fn unmap(at: *mut u8, len: usize) {
-    MAPPED.write().unwrap().remove(&(at as usize));
+    let gone = at as usize..at as usize + len;
+    MAPPED
+        .write()
+        .unwrap()
+        .retain(|start, _| !gone.contains(start));
     if !vm::keeps(at as usize, len) {
         give_back(at as usize, len);
     }
@@ -50,10 +54,19 @@ pub(crate) fn give_back(at: usize, len: usize) {
     unsafe { libc::munmap(at as *mut c_void, len) };
 }
 
-/// mprotect(2) of a whole mapping.
-pub fn protect(at: *mut u8, access: Access) {
-    if let Some(entry) = MAPPED.write().unwrap().get_mut(&(at as usize)) {
-        entry.1 = access;
+/// mprotect(2) of a mapping, or a part of it.
+pub fn protect(at: *mut u8, len: usize, access: Access) {
+    let at = at as usize;
+    let mut mapped = MAPPED.write().unwrap();
+    let Some((start, (size, old))) = mapped.range(..=at).next_back() else {
+        return;
+    };
+    let (start, end, old) = (*start, start + size, *old);
+    let last = (at + len).min(end);
+    for (from, to, access) in [(start, at, old), (at, last, access), (last, end, old)] {
+        if from < to {
+            mapped.insert(from, (to - from, access));
+        }
     }
 }
 

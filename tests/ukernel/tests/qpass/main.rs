@@ -1575,12 +1575,18 @@ impl Sys for Shared<'_> {
     fn map(&mut self, len: usize) -> *mut u8 {
         ukernel::user::map(len)
     }
+    fn map_file(&mut self, len: usize) -> *mut u8 {
+        self.map(len)
+    }
+    fn wire(&mut self, _at: *mut u8, _len: usize) -> Result<(), i32> {
+        Ok(())
+    }
     unsafe fn unmap(&mut self, at: *mut u8, len: usize) {
         // SAFETY: the caller's promise.
         unsafe { ukernel::user::unmap(at, len) };
     }
-    fn protect(&mut self, at: *mut u8, _len: usize, access: conform::sys::Access) {
-        ukernel::user::protect(at, access);
+    fn protect(&mut self, at: *mut u8, len: usize, access: conform::sys::Access) {
+        ukernel::user::protect(at, len, access);
     }
     fn print(&mut self, line: &str) {
         println!("{line}");

@@ -117,7 +117,7 @@ fn a_long_transfer_is_not_copied() {
 fn a_short_one_is_copied() {
     let (mut machine, module) = boot(PAGES);
     let fd = machine.open(NODE, RDWR).expect("open");
-    both_ways_by(&mut machine, fd, (4096, 0), |_| (), (4096, 0, 0));
+    both_ways_by(&mut machine, fd, (2048, 0), |_| (), (2048, 0, 0));
     machine.close(fd);
     machine.unload(module);
 }
@@ -204,7 +204,9 @@ fn a_guard_page_at_the_end_is_efault() {
     let fd = machine.open(NODE, RDWR).expect("open");
     let len = 64 << 10;
     let mut command = Command::new(&mut machine, len);
-    command.rw10(true, 0, 129);
+    let last = command.data.bytes_mut()[len - 4096..].as_mut_ptr();
+    machine.protect(last, 4096, Access::None);
+    command.rw10(true, 0, 128);
     assert_eq!(command.queue(&mut machine, fd), Err(EFAULT));
     assert_eq!(vm::holds(), 0, "what could be held is let go");
     assert_eq!(control::outstanding(&mut machine, fd), (0, 0));
