@@ -314,8 +314,9 @@ fn cost(len: usize, threshold: u64, batch: bool) -> ukernel::count::Cost {
             }
         }
     };
-    // The zones come with the first request.
+    // The zones come with the first request, and the node's alias is made.
     round();
+    ukernel::task::drain();
     let ((), cost) = ukernel::count::count(round);
     machine.close(fd);
     machine.unload(module);
