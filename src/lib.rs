@@ -32,9 +32,9 @@
 //! | lock | one for each | guards | taken for |
 //! | --- | --- | --- | --- |
 //! | XPT topology | kernel | CAM's lists of drivers and their units | load, unload |
-//! | CAM device | device | what waits for a CCB, which CCB is under way, the node, the zones, submitted and completed | every call into CAM |
-//! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ | submit, complete, reap, kevent |
-//! | `qpass room` | device | the knotes of EVFILT_WRITE | a freed request, once somebody asked for room |
+//! | CAM device | device | what waits for an opening, which CCB is under way, the node, the opens, the zones, submitted and completed | every call into CAM, and an open's first request |
+//! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ, who sleeps in QPIOC_ENTER | submit, complete, reap, kevent |
+//! | `qpass room` | device | the knotes of EVFILT_WRITE, who waits for room in QPIOC_ENTER | a freed request, once somebody asked for room; departure |
 //!
 //! The topology lock is never held together with another of these. What is
 //! taken under the last two is the kernel's own, of kqueue(2) and select(2).
@@ -44,9 +44,13 @@
 //!
 //! No lock is held over a copy from or to a process, or over an allocation
 //! that may sleep, or when a request is freed; and none of a device or the
-//! kernel over a wake-up. A completion that somebody waits for drops the
-//! device lock, wakes, and takes it again; where nobody waits it is not
-//! dropped. The user-mode kernel stops at the first breach of any of this.
+//! kernel over a wake-up of kqueue(2) or poll(2). A completion that somebody
+//! waits for so drops the device lock, wakes, and takes it again; where nobody
+//! waits, or somebody was woken and has not looked yet, it is not dropped. Who
+//! sleeps in QPIOC_ENTER is woken by wakeup(9), which takes no such lock.
+//!
+//! Two opens of a device share its device lock, around calls into CAM, and no
+//! other until one asks for room: docs/cost.md counts them. The user-mode kernel stops at the first breach of any of this.
 #![no_std]
 
 pub mod ioctl;
