@@ -43,8 +43,11 @@ pub static DRIVER: Driver = Driver::new(NAME, init_entry, deinit_entry);
 /// devfs(5)'s record of the driver.
 pub static DEVSW: DevSw = DevSw::new::<Qpass>();
 
-/// Commands after which a device is asked anew how many it takes at a time.
-const OPENINGS_HOLD: u32 = 256;
+/// Commands after which a device is asked anew how many it takes at a time: CAM
+/// may have changed its mind, by tags or a full queue.
+const OPENINGS_HOLD: u32 = 64;
+/// The same, where it has as many as it took.
+const OPENINGS_ASK: u32 = 8;
 
 static ROUTINES: Routines = Routines {
     ctor: ctor_entry,
@@ -139,7 +142,7 @@ impl Unit {
             queued: Fifo::new(),
             sent: 0,
             openings: 1,
-            since_asked: 0,
+            since_asked: OPENINGS_HOLD,
             question: Some(question),
             node: None,
             gone: periph.is_invalid(held),
@@ -377,7 +380,8 @@ impl Unit {
             if state.queued.is_empty() {
                 return;
             }
-            if state.sent == 0 || state.since_asked >= OPENINGS_HOLD {
+            let is_full = state.sent >= state.openings;
+            if state.since_asked >= if is_full { OPENINGS_ASK } else { OPENINGS_HOLD } {
                 self.ask_openings(held);
             }
             let state = self.state.get(held);

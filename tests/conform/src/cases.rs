@@ -92,6 +92,7 @@ cases! {
     a_large_transfer_moves_its_own_bytes_only;
     a_large_list_of_pages_moves_its_own_bytes_only;
     a_large_buffer_may_be_wired;
+    a_large_buffer_may_be_write_only;
     a_private_file_mapping_is_written_from_and_read_into;
     a_large_write_from_a_read_only_buffer_goes_through;
     a_large_read_into_a_read_only_buffer_is_efault;
@@ -1613,6 +1614,30 @@ fn a_large_buffer_may_be_wired(ctx: &mut Ctx<'_>) -> Outcome {
     expect!("bytes", read_and_left(&data), (all, 0));
     ctx.see(format_args!("wired"));
     data.unmap(ctx.sys);
+    ctx.sys.close(fd);
+    Ok(())
+}
+
+fn a_large_buffer_may_be_write_only(ctx: &mut Ctx<'_>) -> Outcome {
+    let fd = open(ctx)?;
+    let mut data = Memory::new(ctx.sys, LARGE);
+    let mut command = Command::new(ctx.sys, 0);
+    number(data.bytes_mut());
+    let at = data.bytes_mut().as_mut_ptr();
+    for write in [true, false] {
+        if !write {
+            data.bytes_mut().fill(0xaa);
+            ctx.sys.protect(at, LARGE, Access::WriteOnly);
+        }
+        command.rw10(write, 64, (LARGE / BLOCK) as u16);
+        command.csio().data_ptr = at;
+        expect!("ended", queue_and_reap(ctx, fd, &command)?, GOOD);
+    }
+    ctx.sys.protect(at, LARGE, Access::Write);
+    expect!("bytes", read_and_left(&data), (telling(0, LARGE), 0));
+    ctx.see(format_args!("read into"));
+    data.unmap(ctx.sys);
+    command.free(ctx.sys);
     ctx.sys.close(fd);
     Ok(())
 }

@@ -14,6 +14,8 @@ pub enum Access {
     None,
     /// Reading.
     Read,
+    /// Writing, and what the hardware allows with it.
+    WriteOnly,
     /// Reading and writing.
     Write,
 }

@@ -323,6 +323,7 @@ impl Sys for FreeBsd {
         let prot = match access {
             Access::None => 0,
             Access::Read => sys::PROT_READ as usize,
+            Access::WriteOnly => sys::PROT_WRITE as usize,
             Access::Write => (sys::PROT_READ | sys::PROT_WRITE) as usize,
         };
         // SAFETY: memory from map().

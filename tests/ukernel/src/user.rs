@@ -84,6 +84,7 @@ pub(crate) fn allows(at: usize, len: usize, write: bool) -> bool {
         let good = match access {
             Access::None => false,
             Access::Read => !write,
+            Access::WriteOnly => write,
             Access::Write => true,
         };
         if !good || start + size <= here {

@@ -65,7 +65,9 @@ pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
         broken("vm_fault_quick_hold_pages: more pages than there is room for");
     }
     let writable = u32::from(protection) & sys::QPC_VM_PROT_WRITE != 0;
-    if fault::HOLD.fails() || !user::allows(first * PAGE, count * PAGE, writable) {
+    // The kernel asks for reading in any case.
+    let allows = |write| user::allows(first * PAGE, count * PAGE, write);
+    if fault::HOLD.fails() || !allows(false) || writable && !allows(true) {
         return -1;
     }
     let mut pages = PAGES.lock().unwrap();
