@@ -4,7 +4,7 @@
 //! A thread that enters the module while counting is on runs in single steps
 //! (the trap flag of x86-64): the processor stops after every instruction, and
 //! those that stop inside the module are counted. What the module calls runs at
-//! full speed: the address that it returns to is replaced by [`resume`]'s, which
+//! full speed: the address that it returns to is replaced by `resume`'s, which
 //! goes on stepping. Nothing of this says how long anything takes.
 
 use std::{
