@@ -54,7 +54,7 @@ impl Device for Qpass {
     /// # Errors
     /// `ENOTTY`: not an ioctl of this driver, or a queued one from a 32-bit
     /// process; `ENOENT`: CAMIOGET with nothing done; else see
-    /// [`Request::from_user`], [`Request::reap`], [`Unit::command`],
+    /// [`Request::from_user`], `reap` there, [`Unit::command`],
     /// [`cancel::cancel`], [`enter::enter`], [`outstanding::list`],
     /// [`info::info`] and [`info::limit`].
     ///
