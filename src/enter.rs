@@ -1,7 +1,7 @@
 //! QPIOC_ENTER: many requests and many completions in one call.
 //!
 //! What goes to the device is handed over in batches: one hold of the device
-//! lock, and one of the queue's, for [`BATCH`] requests; and as many
+//! lock, and one of the queue's, for `BATCH` requests; and as many
 //! completions are taken in one hold of the queue's lock.
 
 use crate::{

@@ -8,7 +8,7 @@
 //! | [`Unit`](crate::unit::Unit)'s list | queued: waits for CAM to have a CCB |
 //! | CAM, which has its CCB | sent |
 //! | [`Queue`](crate::queue::Queue)'s list | done |
-//! | the calling thread, in [`Request::reap`] | being reaped |
+//! | the calling thread, in `reap` | being reaped |
 //!
 //! Dropping it in any state gives back its memory and its place in the limits.
 

@@ -25,7 +25,7 @@ pub enum Access {
 /// may be held then.
 ///
 /// # Invariants
-/// `memory` has a bio in its first [`BIO`] words and a page's address in each
+/// `memory` has a bio in its first `BIO` words and a page's address in each
 /// that follows; the first `held` of these are pages that this holds once each,
 /// and the bio names just these.
 pub struct HeldPages {

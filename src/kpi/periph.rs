@@ -253,7 +253,7 @@ impl Held<'_> {
         self.action(question);
         // SAFETY: plain data that XPT_GDEV_STATS filled in.
         let stats = unsafe { &(*question.as_ptr()).cgds };
-        u32::try_from(stats.dev_openings + stats.dev_active).unwrap_or(0)
+        u32::try_from(stats.dev_openings.saturating_add(stats.dev_active)).unwrap_or(0)
     }
 
     /// The path inquiry: the SIM's `maxio` and capabilities.
