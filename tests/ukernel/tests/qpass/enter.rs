@@ -17,6 +17,7 @@ tests! {
     a_signal_ends_the_wait_with_counts;
     a_cancel_ends_the_wait;
     a_departure_ends_the_wait;
+    a_departure_ends_a_wait_for_nothing;
     a_departure_ends_the_wait_for_room;
     it_sleeps_until_enough_is_done;
     immediate_ccbs_stay_in_order;
@@ -467,6 +468,23 @@ fn a_departure_ends_the_wait() {
         (reaped, error) == (4, 0) || (reaped < 4 && error == ENXIO),
         "{reaped} {error}"
     );
+}
+
+/// No completion comes to wake it.
+fn a_departure_ends_a_wait_for_nothing() {
+    let (machine, module) = boot(Config::default());
+    let fd = machine.process().open(NODE, RDWR).expect("open");
+    let call = Arrays::new(&mut Shared(&machine)).call(0, 1, 1);
+    std::thread::scope(|scope| {
+        let machine = &machine;
+        let waiting = scope.spawn(move || enter(&mut Shared(machine), fd, call));
+        wait_until("it sleeps", || lock::catching() == 1);
+        cam::detach(machine.device());
+        let answer = waiting.join().expect("woken");
+        assert_eq!(answer, Ok((0, 0, 0, ENXIO)));
+    });
+    machine.process().close(fd);
+    machine.unload(module);
 }
 
 fn a_departure_ends_the_wait_for_room() {
