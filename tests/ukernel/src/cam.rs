@@ -585,6 +585,11 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
     // SAFETY: the caller's CCB.
     unsafe {
         (*ccb).ccb_h.status = sys::CAM_REQ_INPROG;
+        // The SIM's own words are as in a CCB that CAM has allocated.
+        if (*ccb).ccb_h.sim_priv.bytes != [0; 16] || !(*ccb).ccb_h.periph_links.le.le_next.is_null()
+        {
+            broken("a CCB comes to CAM with a user's words in its header");
+        }
         match (*ccb).ccb_h.func_code {
             sys::XPT_SCSI_IO
             | sys::XPT_ATA_IO

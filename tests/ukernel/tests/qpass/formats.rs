@@ -4,6 +4,7 @@ use super::*;
 use ukernel::disk::PHYSICAL;
 
 tests! {
+    the_header_of_a_users_ccb_does_not_reach_cam;
     an_mmc_command_goes_through;
     an_mmc_command_with_bad_data_is_refused;
     a_physical_address_needs_every_permission;
@@ -421,6 +422,33 @@ fn a_frozen_queue_can_be_released_by_hand() {
     assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
     command.get(&mut machine, fd).expect("get");
     assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// All that is not the user's say is CAM's, whatever was in it, and is the user's
+/// again when the CCB comes back.
+fn the_header_of_a_users_ccb_does_not_reach_cam() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 512);
+    command.rw10(false, 0, 1);
+    let hdr = *command.hdr();
+    command.ccb.bytes_mut()[..size_of::<sys::ccb_hdr>()].fill(0x6b);
+    let spoilt = command.hdr();
+    (spoilt.func_code, spoilt.flags) = (hdr.func_code, hdr.flags);
+    (spoilt.timeout, spoilt.retry_count) = (hdr.timeout, hdr.retry_count);
+    let before = *command.hdr();
+    queue_and_get(&mut machine, fd, &command);
+    let after = *command.hdr();
+    assert_eq!(after.status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP);
+    // SAFETY: plain data.
+    unsafe {
+        assert_eq!(after.sim_priv.bytes, before.sim_priv.bytes);
+        assert_eq!(after.periph_priv.bytes, before.periph_priv.bytes);
+    }
+    assert_eq!(after.path, before.path);
+    assert_eq!(after.pinfo.priority, before.pinfo.priority);
     machine.close(fd);
     machine.unload(module);
 }

@@ -252,6 +252,13 @@ fn pages_that_cannot_be_held_are_copied() {
         assert_eq!(path_of(&mut machine, fd, &command), (len as u64, 0, 0));
         assert!(fault::HOLD.fired());
     }
+    fault::HOLD.arm(1);
+    command.rw10(true, 0, 128);
+    command.queue(&mut machine, fd).expect("queue");
+    let bytes = control::outstanding(&mut machine, fd);
+    assert_eq!(bytes, (1, len as u64), "those of the copy");
+    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+    command.get(&mut machine, fd).expect("get");
     fault::HOLD.arm(0);
     assert_eq!(control::outstanding(&mut machine, fd), (0, 0));
     machine.close(fd);
