@@ -12,7 +12,7 @@ die() {
 
 # Newer compilers are welcome; older ones are not looked for.
 llvm=19
-debian_packages="rustc-web cargo-web rust-web-src clang-$llvm lld-$llvm llvm-$llvm libclang-$llvm-dev"
+debian_packages="rustc-web cargo-web rust-web-src clang-$llvm lld-$llvm llvm-$llvm libclang-$llvm-dev mandoc"
 
 setup_freebsd() {
 	sys=${SYSDIR:-/usr/src/sys}
