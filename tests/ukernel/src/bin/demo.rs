@@ -134,7 +134,8 @@ fn pass(machine: &Machine, lanes: &[Lane], write: bool, bar: &ProgressBar) -> Pa
     let start = Instant::now();
     let total = Mutex::new(Pass {
         took: Duration::ZERO,
-        latency: Histogram::new(3).expect("three digits"),
+        // Up to a minute.
+        latency: Histogram::new_with_max(60_000_000, 3).expect("three digits"),
         wrong_bytes: 0,
         failed: 0,
     });
