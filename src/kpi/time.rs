@@ -38,22 +38,21 @@ fn nanoseconds(seconds: i64, fraction: u64) -> u64 {
 /// binuptime(9): nanoseconds since boot.
 #[cfg(not(test))]
 pub fn uptime() -> u64 {
-    // SAFETY: plain data, filled in by binuptime(9).
-    let now = unsafe {
-        let mut now: sys::bintime = core::mem::zeroed();
-        sys::binuptime(&mut now);
-        now
-    };
-    nanoseconds(now.sec, now.frac)
+    read(sys::binuptime)
 }
 
 /// getbinuptime(9): the same, as of the last clock tick, and cheaper.
 #[cfg(not(test))]
 pub fn uptime_of_last_tick() -> u64 {
-    // SAFETY: plain data, filled in by getbinuptime(9).
+    read(sys::getbinuptime)
+}
+
+#[cfg(not(test))]
+fn read(clock: unsafe extern "C" fn(*mut sys::bintime)) -> u64 {
+    // SAFETY: plain data, which either clock fills in.
     let now = unsafe {
         let mut now: sys::bintime = core::mem::zeroed();
-        sys::getbinuptime(&mut now);
+        clock(&mut now);
         now
     };
     nanoseconds(now.sec, now.frac)

@@ -364,32 +364,43 @@ fn over_a_limit_it_stops_or_reaps_on() {
     machine.unload(module);
 }
 
-fn it_waits_for_room_that_another_open_makes() {
+/// A device without room: the open that has it all, `held` requests that are
+/// done, and the command they came with; and a call that wants to submit one more
+/// on another open, which sleeps when `what` is done. Says what it answered.
+fn without_room(held: usize, what: impl FnOnce(&Machine, i32, &Command)) -> Result<Answer, i32> {
     let (machine, module) = boot(Config::default());
-    sysctl::set("device_max_requests", 3);
+    sysctl::set("device_max_requests", held as u64);
     let process = machine.process();
     let [hog, fd] = [(); 2].map(|()| process.open(NODE, RDWR).expect("open"));
     let mut sys = Shared(&machine);
     let command = &reads(&mut sys, 1)[0];
-    for _ in 0..3 {
+    for _ in 0..held {
         command.queue(&mut sys, hog).expect("queue");
     }
-    assert_eq!(sys.poll(hog, POLLIN, 20_000), Ok(POLLIN));
+    wait_until("all are done", || sysctl::value("0.outstanding") == Some(0));
     let mut arrays = Arrays::new(&mut sys);
     arrays.submit(&with_tags(&reads(&mut sys, 1)));
     let mut call = arrays.call(1, 1, 1);
     call.flags = sys::QPASS_ENTER_WAIT_ROOM;
-    std::thread::scope(|scope| {
+    let answer = std::thread::scope(|scope| {
         let machine = &machine;
         let waiting = scope.spawn(move || enter(&mut Shared(machine), fd, call));
         wait_until("it sleeps", || lock::catching() == 1);
-        command.get(&mut sys, hog).expect("get");
-        assert_eq!(waiting.join().expect("woken"), Ok((1, 1, 0, 0)));
+        what(machine, hog, command);
+        waiting.join().expect("woken")
     });
     assert_eq!(lock::catching(), 0);
     process.close(hog);
     process.close(fd);
     machine.unload(module);
+    answer
+}
+
+fn it_waits_for_room_that_another_open_makes() {
+    let answer = without_room(3, |machine, hog, command| {
+        command.get(&mut Shared(machine), hog).expect("get");
+    });
+    assert_eq!(answer, Ok((1, 1, 0, 0)));
 }
 
 fn a_timeout_ends_the_wait() {
@@ -488,29 +499,8 @@ fn a_departure_ends_a_wait_for_nothing() {
 }
 
 fn a_departure_ends_the_wait_for_room() {
-    let (machine, module) = boot(Config::default());
-    sysctl::set("device_max_requests", 1);
-    let process = machine.process();
-    let [hog, fd] = [(); 2].map(|()| process.open(NODE, RDWR).expect("open"));
-    let mut sys = Shared(&machine);
-    let command = &reads(&mut sys, 1)[0];
-    command.queue(&mut sys, hog).expect("queue");
-    assert_eq!(sys.poll(hog, POLLIN, 20_000), Ok(POLLIN));
-    let mut arrays = Arrays::new(&mut sys);
-    arrays.submit(&with_tags(&reads(&mut sys, 1)));
-    let mut call = arrays.call(1, 1, 1);
-    call.flags = sys::QPASS_ENTER_WAIT_ROOM;
-    std::thread::scope(|scope| {
-        let machine = &machine;
-        let waiting = scope.spawn(move || enter(&mut Shared(machine), fd, call));
-        wait_until("it sleeps", || lock::catching() == 1);
-        cam::detach(machine.device());
-        let answer = waiting.join().expect("woken");
-        assert_eq!(answer, Ok((0, 0, ENXIO, 0)));
-    });
-    process.close(hog);
-    process.close(fd);
-    machine.unload(module);
+    let answer = without_room(1, |machine, _, _| cam::detach(machine.device()));
+    assert_eq!(answer, Ok((0, 0, ENXIO, 0)));
 }
 
 fn it_sleeps_until_enough_is_done() {
