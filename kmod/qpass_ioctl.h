@@ -139,7 +139,8 @@ struct qpass_enter {
 	uint32_t	to_complete;	/* in: room in completions, in entries */
 	uint32_t	min_complete;	/* in: how many to wait for */
 	uint32_t	flags;		/* in: QPASS_ENTER_* */
-	uint64_t	timeout;	/* in: ns from now, or of CLOCK_MONOTONIC */
+	uint64_t	timeout;	/* in: ns from now, or of CLOCK_MONOTONIC;
+					   from 1 s on up to 1/64 late */
 	uint32_t	submitted;	/* out: how many were taken */
 	uint32_t	completed;	/* out: how many were reaped */
 	int32_t		submit_error;	/* out: errno, 0 for none */

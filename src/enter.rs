@@ -11,7 +11,7 @@ use crate::{
         errno::{EAGAIN, EINVAL, ETIMEDOUT, Errno, Result},
         fifo::Fifo,
         shared::Shared,
-        time::{Deadline, uptime},
+        time::{Deadline, uptime, uptime_of_last_tick},
         user::UserPtr,
         zone::ZoneBox,
     },
@@ -100,12 +100,19 @@ fn deadline(timeout: u64, flags: Flags) -> Result<Deadline> {
     }
     let start = if flags.contains(Flags::ABSTIME) {
         0
+    } else if timeout >= LONG {
+        // As kevent(2) does: the clock of the last tick is cheap to read. What
+        // is added is more than a tick, so that it is late and not early.
+        uptime_of_last_tick().saturating_add(timeout / 64)
     } else {
         uptime()
     };
     let end = start.checked_add(timeout).ok_or(EINVAL)?;
     Deadline::at(end).ok_or(EINVAL)
 }
+
+/// A timeout of which the 64th part, in nanoseconds, is more than a clock tick.
+const LONG: u64 = 1_000_000_000;
 
 /// Takes submissions, in their order.
 struct Submitter<'a> {

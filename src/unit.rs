@@ -8,7 +8,7 @@ use crate::{
         alloc::KBox,
         ccb::{Ccb, Recovery, StartCcb},
         cdev::{DevSw, Node},
-        devstat::DevStat,
+        devstat::{DevStat, Started},
         driver::{self, Driver, Routines},
         errno::{ENXIO, Result},
         fifo::Fifo,
@@ -375,6 +375,8 @@ impl Unit {
     /// Sends what waited longest, while the device has openings. CAM would take
     /// more, but they would be before those of other drivers that come later.
     fn send_queued(&self, held: &mut Held<'_>) {
+        // What is sent together begins together.
+        let mut now = None;
         loop {
             let state = self.state.get(held);
             if state.queued.is_empty() {
@@ -393,7 +395,9 @@ impl Unit {
             };
             state.sent += 1;
             state.since_asked += 1;
-            request.started = Some(self.devstat.start());
+            let now = now.get_or_insert_with(Started::now);
+            self.devstat.start(now);
+            request.started = Some(*now);
             Self::send(held, request);
         }
     }

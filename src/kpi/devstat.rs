@@ -12,7 +12,20 @@ unsafe impl Send for DevStat {}
 unsafe impl Sync for DevStat {}
 
 /// When a transaction began.
+#[derive(Clone, Copy)]
 pub struct Started(sys::bintime);
+
+impl Started {
+    /// binuptime(9): now. Reading the clock may be dear.
+    pub fn now() -> Self {
+        // SAFETY: plain data, filled in by binuptime(9).
+        unsafe {
+            let mut now: sys::bintime = core::mem::zeroed();
+            sys::binuptime(&mut now);
+            Started(now)
+        }
+    }
+}
 
 /// What a transaction moved.
 pub enum Moved {
@@ -40,16 +53,10 @@ impl DevStat {
         })
     }
 
-    /// A transaction begins now.
-    pub fn start(&self) -> Started {
-        // SAFETY: plain data, filled in by binuptime(9).
-        let mut now: sys::bintime = unsafe { core::mem::zeroed() };
+    /// A transaction begins.
+    pub fn start(&self, now: &Started) {
         // SAFETY: the record lives as long as self.
-        unsafe {
-            sys::binuptime(&mut now);
-            sys::devstat_start_transaction(self.0, &now);
-        }
-        Started(now)
+        unsafe { sys::devstat_start_transaction(self.0, &now.0) };
     }
 
     /// It ends.
