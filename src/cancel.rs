@@ -46,7 +46,7 @@ pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel) -> Result {
     what.dequeued = dequeued.len() as u32;
     what.done = open.queue.count_done(wanted);
     while let Some(mut request) = dequeued.pop() {
-        request.parts().1.set_status(sys::CAM_REQ_ABORTED);
+        request.ccb_mut().set_status(sys::CAM_REQ_ABORTED);
         drop(Queue::complete(&open.queue, request));
     }
     (what.aborted, what.unable) = unit.abort_sent(open, &mut own, wanted);
@@ -130,7 +130,7 @@ impl Unit {
         let mut request = self.state.get(held).queued.take_first(|request| {
             Shared::ptr_eq(request.open(), open) && request.known().user_ccb == user_ccb
         })?;
-        request.parts().1.set_status(sys::CAM_REQ_ABORTED);
+        request.ccb_mut().set_status(sys::CAM_REQ_ABORTED);
         self.room.stats.complete(Outcome::Cancelled);
         Some(request)
     }

@@ -12,7 +12,7 @@ use crate::{
         fifo::Fifo,
         shared::Shared,
         time::{Deadline, uptime, uptime_of_last_tick},
-        user::UserPtr,
+        user::{UserPtr, zeroed},
         zone::ZoneBox,
     },
     queue::{Open, Queue},
@@ -132,22 +132,16 @@ impl Submitter<'_> {
     /// # Errors
     /// That of the first submission that is not taken.
     fn run(&mut self, mut wait: impl FnMut() -> Result) -> Result {
-        let mut entries = [NO_SUBMISSION; BATCH];
+        let mut entries = [zeroed::<sys::qpass_submission>(); BATCH];
         while self.left != 0 {
             let n = self.copyin(&mut entries)?;
             for submission in &entries[..n] {
-                loop {
-                    match self.take(submission) {
-                        Err(EAGAIN) => {
-                            self.flush()?;
-                            wait()?;
-                        }
-                        Err(errno) => {
-                            self.flush()?;
-                            return Err(errno);
-                        }
-                        Ok(()) => break,
+                while let Err(errno) = self.take(submission) {
+                    self.flush()?;
+                    if errno != EAGAIN {
+                        return Err(errno);
                     }
+                    wait()?;
                 }
             }
             self.flush()?;
@@ -227,21 +221,16 @@ impl Reaper<'_> {
     /// `EFAULT`: one cannot be handed over; else see [`Queue::wait`].
     fn run(&mut self, wanted: u32, deadline: Deadline) -> Result {
         self.failed?;
+        let mut waited = Ok(());
         loop {
             while self.reap()? != 0 {}
             let missing = wanted.saturating_sub(self.reaped);
             if missing == 0 {
                 return Ok(());
             }
-            if let Err(errno) = self.open.queue.wait(missing as usize, deadline) {
-                // Some may have come all the same.
-                while self.reap()? != 0 {}
-                return if self.reaped < wanted {
-                    Err(errno)
-                } else {
-                    Ok(())
-                };
-            }
+            // Some may have come all the same: these were reaped first.
+            waited?;
+            waited = self.open.queue.wait(missing as usize, deadline);
         }
     }
 
@@ -282,7 +271,7 @@ impl Reaper<'_> {
         if todo.is_empty() {
             return Ok(0);
         }
-        let mut records = [NO_COMPLETION; BATCH];
+        let mut records = [zeroed::<sys::qpass_completion>(); BATCH];
         let mut ready = Fifo::new();
         let mut failed = Ok(());
         while let Some(mut request) = todo.pop() {
@@ -328,20 +317,3 @@ impl Reaper<'_> {
         })
     }
 }
-
-const NO_SUBMISSION: sys::qpass_submission = sys::qpass_submission {
-    ccb: 0,
-    tag: 0,
-    reserved: 0,
-};
-
-const NO_COMPLETION: sys::qpass_completion = sys::qpass_completion {
-    tag: 0,
-    ccb: 0,
-    status: 0,
-    resid: 0,
-    scsi_status: 0,
-    sense_len: 0,
-    flags: 0,
-    reserved: 0,
-};

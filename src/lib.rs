@@ -50,7 +50,8 @@
 //! sleeps in QPIOC_ENTER is woken by wakeup(9), which takes no such lock.
 //!
 //! Two opens of a device share its device lock, around calls into CAM, and no
-//! other until one asks for room: docs/cost.md counts them. The user-mode kernel stops at the first breach of any of this.
+//! other until one asks for room: docs/cost.md counts them. The user-mode kernel
+//! stops at the first breach of any of this.
 #![no_std]
 
 pub mod ioctl;

@@ -191,10 +191,7 @@ impl Queue {
 
     /// The oldest completion.
     pub fn take(&self) -> Option<ZoneBox<Request>> {
-        let mut state = self.state.lock();
-        let request = state.done.pop()?;
-        state.outstanding.remove(&request);
-        Some(request)
+        self.take_some(1).pop()
     }
 
     /// The oldest completions, `n` at most.

@@ -359,7 +359,7 @@ impl Unit {
             return Ok(());
         }
         let priority = request.priority();
-        let (_, ccb) = request.parts();
+        let ccb = request.ccb_mut();
         ccb.setup(priority, &mut held);
         if route == Route::Abort {
             self.abort(&open, held, ccb);
@@ -414,7 +414,7 @@ impl Unit {
 
     fn send(held: &mut Held<'_>, mut request: ZoneBox<Request>) {
         let priority = request.priority();
-        request.parts().1.setup(priority, held);
+        request.ccb_mut().setup(priority, held);
         request.known().sent.set(request.ccb(), held);
         request.send(done_entry, held);
     }
@@ -423,7 +423,7 @@ impl Unit {
     fn done(&self, held: &mut Held<'_>, mut request: ZoneBox<Request>) {
         let is_device = request.route() == Route::Device;
         let is_closed = request.open().queue.is_closed();
-        let (_, ccb) = request.parts();
+        let ccb = request.ccb_mut();
         if !ccb.is_good() {
             if is_closed || !is_device {
                 ccb.release_frozen(held);

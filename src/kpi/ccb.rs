@@ -1,8 +1,13 @@
 //! union ccb: private copies of a user's, and those that CAM hands out.
 
 use super::{
-    alloc::KVec, devstat::DevStat, driver::pause_ms, errno::Result, pages::HeldPages, periph::Held,
-    user::UserPtr,
+    alloc::KVec,
+    devstat::DevStat,
+    driver::pause_ms,
+    errno::Result,
+    pages::HeldPages,
+    periph::Held,
+    user::{UserPtr, zeroed},
 };
 use crate::{
     ioctl::{self, Direction, Field, Fields, Transfer},
@@ -318,10 +323,9 @@ impl Ccb {
 
     /// How it ended, for a program that does not want the whole CCB.
     pub fn completion(&self) -> sys::qpass_completion {
-        // SAFETY: integers.
-        let mut done: sys::qpass_completion = unsafe { core::mem::zeroed() };
+        let mut done: sys::qpass_completion = zeroed();
         done.status = self.hdr().status;
-        done.resid = self.resid(self.hdr().func_code);
+        done.resid = self.resid();
         if self.has(Field::Scsi) {
             let csio = self.csio();
             done.scsi_status = csio.scsi_status;
@@ -333,10 +337,10 @@ impl Ccb {
     }
 
     /// Bytes that were not moved, where an opcode's CCB says so.
-    fn resid(&self, func_code: sys::xpt_opcode) -> u32 {
+    fn resid(&self) -> u32 {
         // SAFETY: plain data.
         unsafe {
-            match func_code {
+            match self.hdr().func_code {
                 sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => self.0.csio.resid,
                 sys::XPT_ATA_IO => self.0.ataio.resid,
                 // The others have no residual.
@@ -347,7 +351,7 @@ impl Ccb {
 
     /// Bytes of a transfer that the device moved, as its CCB says.
     pub fn moved(&self, transfer: Transfer) -> u32 {
-        ioctl::transferred(transfer.len, self.resid(self.hdr().func_code))
+        ioctl::transferred(transfer.len, self.resid())
     }
 
     /// Keeps what the user must find unchanged when the CCB comes back.

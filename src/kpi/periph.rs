@@ -376,12 +376,16 @@ impl<T> DeviceCell<T> {
         }
     }
 
-    /// The data, to look at only.
-    pub fn look<'h>(&'h self, held: &'h Held<'_>) -> &'h T {
+    fn assert_locked(&self, held: &Held<'_>) {
         assert!(
             core::ptr::eq(self.periph, held.periph),
             "lock of another device"
         );
+    }
+
+    /// The data, to look at only.
+    pub fn look<'h>(&'h self, held: &'h Held<'_>) -> &'h T {
+        self.assert_locked(held);
         // SAFETY: the lock is held, and while `held` is borrowed nobody has
         // the data exclusively.
         unsafe { &*self.data.get() }
@@ -389,10 +393,7 @@ impl<T> DeviceCell<T> {
 
     /// The data, for as long as the lock stays held.
     pub fn get<'h>(&'h self, held: &'h mut Held<'_>) -> &'h mut T {
-        assert!(
-            core::ptr::eq(self.periph, held.periph),
-            "lock of another device"
-        );
+        self.assert_locked(held);
         // SAFETY: the lock is held, and `held` is borrowed exclusively.
         unsafe { &mut *self.data.get() }
     }

@@ -11,6 +11,12 @@ use sys_bindings as sys;
 /// A `repr(C)` struct of integers without padding.
 pub unsafe trait Plain {}
 
+/// All bytes zero.
+pub fn zeroed<T: Plain>() -> T {
+    // SAFETY: any bytes make one.
+    unsafe { core::mem::zeroed() }
+}
+
 // SAFETY: two integers of one size.
 unsafe impl Plain for Segment {}
 

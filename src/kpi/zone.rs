@@ -207,6 +207,11 @@ impl<T: ZoneItem> ZoneBox<T> {
         unsafe { (*self.0.as_ptr()).ccb.restore(&(*self.0.as_ptr()).saved) };
     }
 
+    /// The CCB, to change.
+    pub fn ccb_mut(&mut self) -> &mut Ccb {
+        self.parts().1
+    }
+
     /// The value and the CCB, to change.
     pub fn parts(&mut self) -> (&mut T, &mut Ccb) {
         // SAFETY: owned and initialised; two fields.
@@ -216,7 +221,7 @@ impl<T: ZoneItem> ZoneBox<T> {
     /// xpt_action(9): from here on the item is CAM's, until `done` is called
     /// with its CCB. It is set up for the periph.
     pub fn send(mut self, done: DoneFn, _held: &mut Held<'_>) {
-        self.parts().1.set_done(done);
+        self.ccb_mut().set_done(done);
         let item = ManuallyDrop::new(self).0;
         // SAFETY: set up by the caller; the device lock is held, and the item
         // stays until CAM gives the CCB back.
