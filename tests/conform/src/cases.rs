@@ -4,7 +4,7 @@ use crate::{
     Case, Ctx, Outcome,
     command::{BLOCK, Command, Ended},
     expect,
-    sys::{Access, Errno, Fd, Memory},
+    sys::{Access, Errno, Fd, Memory, call},
 };
 use sys_bindings as sys;
 
@@ -836,23 +836,23 @@ fn a_dupd_descriptor_is_the_same_open(ctx: &mut Ctx<'_>) -> Outcome {
     Ok(())
 }
 
-fn info(ctx: &mut Ctx<'_>, fd: Fd, page: &mut Memory) -> Result<sys::qpass_info, crate::Failure> {
-    let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_INFO, page.address());
-    expect!("QPIOC_INFO", called, Ok(()));
-    // SAFETY: a page of the process's own, of integers.
-    Ok(unsafe { *page.bytes().as_ptr().cast() })
+fn info(ctx: &mut Ctx<'_>, fd: Fd) -> Result<sys::qpass_info, crate::Failure> {
+    // SAFETY: integers.
+    let nothing: sys::qpass_info = unsafe { core::mem::zeroed() };
+    let info = call(ctx.sys, fd, sys::QPC_QPIOC_INFO, nothing);
+    expect!("QPIOC_INFO", info.map(|_| ()), Ok(()));
+    Ok(info.unwrap_or(nothing))
 }
 
 fn info_adds_up(ctx: &mut Ctx<'_>) -> Outcome {
     let fd = open(ctx)?;
-    let mut page = Memory::new(ctx.sys, 4096);
     let mut command = Command::new(ctx.sys, 2048);
     // Half of the smallest chunk, and too short to be moved in place.
     command.rw10(false, 0, 4);
-    let before = info(ctx, fd, &mut page)?;
+    let before = info(ctx, fd)?;
     for n in 1..=32 {
         expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
-        let now = info(ctx, fd, &mut page)?;
+        let now = info(ctx, fd)?;
         expect!("submitted", now.submitted - before.submitted, n);
         expect!("sum", now.completed + now.outstanding, now.submitted);
         expect!("requests", u64::from(now.requests), n);
@@ -861,7 +861,6 @@ fn info_adds_up(ctx: &mut Ctx<'_>) -> Outcome {
     expect!("version", before.version, sys::QPASS_VERSION);
     expect!("maxio", before.maxio != 0, true);
     ctx.see(format_args!("32 of 32"));
-    page.unmap(ctx.sys);
     command.free(ctx.sys);
     ctx.sys.close(fd);
     Ok(())
@@ -869,12 +868,14 @@ fn info_adds_up(ctx: &mut Ctx<'_>) -> Outcome {
 
 fn an_open_has_limits_of_its_own(ctx: &mut Ctx<'_>) -> Outcome {
     let fd = open(ctx)?;
-    let mut page = Memory::new(ctx.sys, 4096);
-    let at = page.bytes_mut().as_mut_ptr().cast::<sys::qpass_limit>();
-    // SAFETY: as in info().
-    unsafe { (*at).requests = 3 };
-    let set = ctx.sys.ioctl(fd, sys::QPC_QPIOC_LIMIT, page.address());
-    expect!("QPIOC_LIMIT", set, Ok(()));
+    let asked = sys::qpass_limit {
+        requests: 3,
+        reserved0: 0,
+        bytes: 0,
+        reserved: [0; 2],
+    };
+    let set = call(ctx.sys, fd, sys::QPC_QPIOC_LIMIT, asked).map(|limit| limit.requests);
+    expect!("QPIOC_LIMIT", set, Ok(3));
     let mut command = Command::new(ctx.sys, 0);
     command.test_unit_ready();
     for _ in 0..3 {
@@ -882,10 +883,8 @@ fn an_open_has_limits_of_its_own(ctx: &mut Ctx<'_>) -> Outcome {
     }
     let over = command.queue(ctx.sys, fd);
     expect!("over", over, errno!(EAGAIN));
-    // SAFETY: as above.
-    let limits = unsafe { (*at).requests };
-    ctx.see(format_args!("{limits} then {over:?}"));
-    page.unmap(ctx.sys);
+    let limit = set.unwrap_or_default();
+    ctx.see(format_args!("{limit} then {over:?}"));
     command.free(ctx.sys);
     ctx.sys.close(fd);
     Ok(())
@@ -895,26 +894,23 @@ fn an_open_has_limits_of_its_own(ctx: &mut Ctx<'_>) -> Outcome {
 fn a_cancelled_request_is_reaped_once(ctx: &mut Ctx<'_>) -> Outcome {
     const COUNT: u32 = 96;
     let fd = open(ctx)?;
-    let mut page = Memory::new(ctx.sys, 4096);
     let mut command = Command::new(ctx.sys, 65536);
+    // SAFETY: integers.
+    let all: sys::qpass_cancel = unsafe { core::mem::zeroed() };
+    let one = sys::qpass_cancel {
+        ccb: command.ccb.address() as u64,
+        ..all
+    };
     for round in 0..4 {
         command.rw10(false, 0, 128);
         for _ in 0..COUNT {
             expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
         }
-        page.bytes_mut().fill(0);
-        let at = page.bytes_mut().as_mut_ptr().cast::<sys::qpass_cancel>();
-        if round % 2 == 1 {
-            // SAFETY: as in info().
-            unsafe { (*at).ccb = command.ccb.address() as u64 };
-        }
-        let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_CANCEL, page.address());
-        expect!("QPIOC_CANCEL", called, Ok(()));
-        // SAFETY: as above.
-        let (dequeued, sum) = unsafe {
-            let sum = (*at).dequeued + (*at).aborted + (*at).unable + (*at).done;
-            ((*at).dequeued, sum)
-        };
+        let asked = if round % 2 == 1 { one } else { all };
+        let told = call(ctx.sys, fd, sys::QPC_QPIOC_CANCEL, asked);
+        expect!("QPIOC_CANCEL", told.map(|_| ()), Ok(()));
+        let told = told.unwrap_or(all);
+        let sum = told.dequeued + told.aborted + told.unable + told.done;
         // One that completes meanwhile is in none of the four.
         expect!("sum", sum <= COUNT, true);
         let mut aborted = 0;
@@ -924,14 +920,12 @@ fn a_cancelled_request_is_reaped_once(ctx: &mut Ctx<'_>) -> Outcome {
             let status = command.hdr().status & sys::CAM_STATUS_MASK;
             aborted += u32::from(status == sys::CAM_REQ_ABORTED);
         }
-        expect!("aborted", aborted >= dequeued, true);
+        expect!("aborted", aborted >= told.dequeued, true);
         expect!("again", command.get(ctx.sys, fd), errno!(ENOENT));
     }
-    page.bytes_mut()[..8].copy_from_slice(&(command.ccb.address() as u64).to_ne_bytes());
-    let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_CANCEL, page.address());
-    expect!("nothing left", called, errno!(ENOENT));
+    let none = call(ctx.sys, fd, sys::QPC_QPIOC_CANCEL, one).map(|_| ());
+    expect!("nothing left", none, errno!(ENOENT));
     ctx.see(format_args!("4 times {COUNT}"));
-    page.unmap(ctx.sys);
     command.free(ctx.sys);
     ctx.sys.close(fd);
     Ok(())
@@ -1357,20 +1351,10 @@ fn requests_outlive_a_departure(ctx: &mut Ctx<'_>) -> Outcome {
 /// Bytes of a transfer that no kernel copies for want of length.
 const LARGE: usize = 128 << 10;
 
-fn enter(ctx: &mut Ctx<'_>, fd: Fd, call: &mut sys::qpass_enter) -> Result<(), Errno> {
-    let at = core::ptr::from_mut(call) as usize;
-    // In memory that both kernels know as the process's.
-    let mut page = Memory::new(ctx.sys, 4096);
-    let len = size_of::<sys::qpass_enter>();
-    // SAFETY: both are that long; integers.
-    unsafe {
-        core::ptr::copy_nonoverlapping(at as *const u8, page.bytes_mut().as_mut_ptr(), len);
-    }
-    let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_ENTER, page.address());
-    // SAFETY: as above.
-    unsafe { core::ptr::copy_nonoverlapping(page.bytes().as_ptr(), at as *mut u8, len) };
-    page.unmap(ctx.sys);
-    called
+/// A QPIOC_ENTER that asks for nothing.
+fn no_enter() -> sys::qpass_enter {
+    // SAFETY: integers.
+    unsafe { core::mem::zeroed() }
 }
 
 fn a_batch_is_submitted_and_reaped_in_one_call(ctx: &mut Ctx<'_>) -> Outcome {
@@ -1389,7 +1373,7 @@ fn a_batch_is_submitted_and_reaped_in_one_call(ctx: &mut Ctx<'_>) -> Outcome {
         // SAFETY: the first page has room for them.
         unsafe { at.cast::<sys::qpass_submission>().add(i).write(submission) };
     }
-    let mut call = sys::qpass_enter {
+    let asked = sys::qpass_enter {
         submissions: at as u64,
         completions: at as u64 + 4096,
         to_submit: N as u32,
@@ -1397,20 +1381,11 @@ fn a_batch_is_submitted_and_reaped_in_one_call(ctx: &mut Ctx<'_>) -> Outcome {
         min_complete: N as u32,
         flags: sys::QPASS_ENTER_SHORT,
         timeout: 20_000_000_000,
-        submitted: 0,
-        completed: 0,
-        submit_error: 0,
-        complete_error: 0,
-        reserved: [0; 2],
+        ..no_enter()
     };
-    expect!("QPIOC_ENTER", enter(ctx, fd, &mut call), Ok(()));
-    let answer = (
-        call.submitted,
-        call.completed,
-        call.submit_error,
-        call.complete_error,
-    );
-    expect!("answer", answer, (N as u32, N as u32, 0, 0));
+    let answer = call(ctx.sys, fd, sys::QPC_QPIOC_ENTER, asked)
+        .map(|e| (e.submitted, e.completed, e.submit_error, e.complete_error));
+    expect!("QPIOC_ENTER", answer, Ok((N as u32, N as u32, 0, 0)));
     let (mut tags, mut good) = (0, 0);
     for i in 0..N {
         // SAFETY: the kernel has written so many; integers.
@@ -1431,25 +1406,21 @@ fn a_batch_is_submitted_and_reaped_in_one_call(ctx: &mut Ctx<'_>) -> Outcome {
 fn a_batch_call_waits_no_longer_than_it_may(ctx: &mut Ctx<'_>) -> Outcome {
     let fd = open(ctx)?;
     let arrays = Memory::new(ctx.sys, 4096);
-    let mut call = sys::qpass_enter {
-        submissions: 0,
+    let mut asked = sys::qpass_enter {
         completions: arrays.address() as u64,
-        to_submit: 0,
         to_complete: 1,
         min_complete: 1,
-        flags: 0,
         timeout: 30_000_000,
-        submitted: 0,
-        completed: 0,
-        submit_error: 0,
-        complete_error: 0,
-        reserved: [0; 2],
+        ..no_enter()
     };
-    expect!("QPIOC_ENTER", enter(ctx, fd, &mut call), Ok(()));
-    ctx.see(format_args!("{} {}", call.completed, call.complete_error));
-    expect!("error", call.complete_error, sys::ETIMEDOUT as i32);
-    call.min_complete = 2;
-    expect!("too many", enter(ctx, fd, &mut call), errno!(EINVAL));
+    let answer = call(ctx.sys, fd, sys::QPC_QPIOC_ENTER, asked);
+    let answer = answer.map(|e| (e.completed, e.complete_error));
+    expect!("QPIOC_ENTER", answer, Ok((0, sys::ETIMEDOUT as i32)));
+    let (n, error) = answer.unwrap_or_default();
+    ctx.see(format_args!("{n} {error}"));
+    asked.min_complete = 2;
+    let refused = call(ctx.sys, fd, sys::QPC_QPIOC_ENTER, asked).map(|_| ());
+    expect!("too many", refused, errno!(EINVAL));
     arrays.unmap(ctx.sys);
     ctx.sys.close(fd);
     Ok(())
@@ -1457,16 +1428,16 @@ fn a_batch_call_waits_no_longer_than_it_may(ctx: &mut Ctx<'_>) -> Outcome {
 
 fn what_is_outstanding_is_listed(ctx: &mut Ctx<'_>) -> Outcome {
     let fd = open(ctx)?;
-    let mut page = Memory::new(ctx.sys, 8192);
+    let page = Memory::new(ctx.sys, 4096);
     let mut command = Command::new(ctx.sys, 4096);
     command.rw10(false, 7, 8);
     for _ in 0..3 {
         expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
     }
-    let at = page.bytes_mut().as_mut_ptr();
+    let at = page.address();
     let list = |ctx: &mut Ctx<'_>, flags| {
-        let call = sys::qpass_list {
-            entries: at as u64 + 4096,
+        let asked = sys::qpass_list {
+            entries: at as u64,
             room: 9,
             count: 0,
             flags,
@@ -1474,15 +1445,11 @@ fn what_is_outstanding_is_listed(ctx: &mut Ctx<'_>) -> Outcome {
             cursor: [0; 2],
             reserved: [0; 2],
         };
-        // SAFETY: memory of the process's; integers.
-        unsafe { at.cast::<sys::qpass_list>().write(call) };
-        let called = ctx.sys.ioctl(fd, sys::QPC_QPIOC_LIST, at as usize);
-        // SAFETY: as above.
-        called.map(|()| unsafe { at.cast::<sys::qpass_list>().read() }.count)
+        call(ctx.sys, fd, sys::QPC_QPIOC_LIST, asked).map(|answer| answer.count)
     };
     expect!("QPIOC_LIST", list(ctx, 0), Ok(3));
     // SAFETY: the kernel has written it; integers.
-    let entry = unsafe { at.add(4096).cast::<sys::qpass_outstanding>().read() };
+    let entry: sys::qpass_outstanding = unsafe { *page.bytes().as_ptr().cast() };
     expect!("ccb", entry.ccb, command.ccb.address() as u64);
     expect!("cdb", entry.cdb[..6], [0x28, 0, 0, 0, 0, 7]);
     ctx.see(format_args!(

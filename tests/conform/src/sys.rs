@@ -90,6 +90,22 @@ pub trait Sys {
     fn arrive(&mut self);
 }
 
+/// ioctl(2) with a struct of integers of the program's own: what it is after.
+///
+/// # Errors
+/// The errno.
+pub fn call<T: Copy>(sys: &mut dyn Sys, fd: Fd, request: u64, what: T) -> Result<T, Errno> {
+    let mut memory = Memory::new(sys, size_of::<T>());
+    let at = memory.bytes_mut().as_mut_ptr().cast::<T>();
+    // SAFETY: memory of the process's, large and aligned enough.
+    unsafe { at.write(what) };
+    let called = sys.ioctl(fd, request, at as usize);
+    // SAFETY: as above; integers.
+    let answer = unsafe { at.read() };
+    memory.unmap(sys);
+    called.map(|()| answer)
+}
+
 /// Memory of the process that a case uses, given back when it is dropped.
 pub struct Memory {
     at: *mut u8,

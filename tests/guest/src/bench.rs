@@ -2,9 +2,9 @@
 //! da(4) on one disk, in turns.
 //!
 //! Every turn prints a line `bench: DRIVER CALL COMMAND DEPTH N NS SYSCALLS
-//! CPU_US BUSY_TICKS`: how many commands took how long, with how many system
-//! calls, and how much of this process's and of all CPUs' time. `scripts/bench`
-//! makes a table of them.
+//! CPU_US BUSY_TICKS ERRORS`: how many commands took how long, with how many
+//! system calls, and how much of this process's and of all CPUs' time.
+//! `scripts/bench` makes a table of them.
 
 use crate::freebsd::FreeBsd;
 use conform::{
@@ -54,6 +54,20 @@ enum Call {
     Pread,
 }
 
+impl Call {
+    /// What waits for each command is not asked for depth, and what moves data
+    /// not for a command without.
+    fn has_a_turn(self, what: What, depth: usize) -> bool {
+        let moves_data = what != What::TestUnitReady;
+        match self {
+            Call::Command => depth == 1,
+            Call::Pread => depth == 1 && moves_data,
+            Call::Queue | Call::Enter => true,
+            Call::EnterCopied => moves_data,
+        }
+    }
+}
+
 const CALLS: [(&str, &str, Call, &str); 7] = [
     ("qpass", "/dev/qpass0", Call::Command, "command"),
     ("qpass", "/dev/qpass0", Call::Queue, "queue"),
@@ -96,12 +110,7 @@ pub fn run(sys: &mut FreeBsd, rounds: u32) -> Result<Score, &'static str> {
         for (what, what_name) in WHATS {
             for depth in DEPTHS {
                 for (driver, node, call, call_name) in CALLS {
-                    let alone = matches!(call, Call::Command | Call::Pread);
-                    let small = what == What::TestUnitReady;
-                    if alone && depth != 1
-                        || call == Call::Pread && what == What::TestUnitReady
-                        || call == Call::EnterCopied && small
-                    {
+                    if !call.has_a_turn(what, depth) {
                         continue;
                     }
                     let Ok(fd) = sys.open(node, sys::O_RDWR as i32) else {

@@ -18,18 +18,7 @@ tests! {
 const EINVAL: i32 = sys::EINVAL as i32;
 const ENOENT: i32 = sys::ENOENT as i32;
 
-/// Makes a call with a struct of the program's own.
-pub fn call<T: Copy>(sys: &mut dyn Sys, fd: i32, request: u64, what: T) -> Result<T, i32> {
-    let mut memory = conform::sys::Memory::new(sys, size_of::<T>());
-    let at = memory.bytes_mut().as_mut_ptr().cast::<T>();
-    // SAFETY: memory of the process's, large and aligned enough.
-    unsafe { at.write(what) };
-    let called = sys.ioctl(fd, request, at as usize);
-    // SAFETY: as above; integers.
-    let answer = unsafe { at.read() };
-    memory.unmap(sys);
-    called.map(|()| answer)
-}
+pub use conform::sys::call;
 
 pub fn info(sys: &mut dyn Sys, fd: i32) -> Result<sys::qpass_info, i32> {
     // SAFETY: integers.
