@@ -4,21 +4,27 @@
 use crate::{count, fault, lock::may_sleep, sys, vm};
 use conform::sys::Access;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{c_int, c_void},
     sync::RwLock,
 };
 
+/// The pages behind mappings.
+static GUARDS: RwLock<BTreeSet<usize>> = RwLock::new(BTreeSet::new());
 /// Start, length and protection of what is mapped.
 static MAPPED: RwLock<BTreeMap<usize, (usize, Access)>> = RwLock::new(BTreeMap::new());
 
-/// mmap(2), anonymous.
+const PAGE: usize = 4096;
+
+/// mmap(2), anonymous. Behind it is a page that nothing else gets, so that what
+/// runs over its end finds no other mapping there by chance.
 pub fn map(len: usize) -> *mut u8 {
+    let len = len.next_multiple_of(PAGE);
     // SAFETY: fresh memory.
     let at = unsafe {
         libc::mmap(
             core::ptr::null_mut(),
-            len,
+            len + PAGE,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             -1,
@@ -26,6 +32,7 @@ pub fn map(len: usize) -> *mut u8 {
         )
     };
     assert_ne!(at, libc::MAP_FAILED, "mmap");
+    GUARDS.write().unwrap().insert(at as usize + len);
     MAPPED
         .write()
         .unwrap()
@@ -50,8 +57,15 @@ pub unsafe fn unmap(at: *mut u8, len: usize) {
 
 /// The kernel needs it no more either.
 pub(crate) fn give_back(at: usize, len: usize) {
+    // The end of a mapping goes with the page behind it.
+    let end = (at + len).next_multiple_of(PAGE);
+    let guard = if GUARDS.write().unwrap().remove(&end) {
+        PAGE
+    } else {
+        0
+    };
     // SAFETY: from map(), and no page of it is held.
-    unsafe { libc::munmap(at as *mut c_void, len) };
+    unsafe { libc::munmap(at as *mut c_void, end - at + guard) };
 }
 
 /// mprotect(2) of a mapping, or a part of it.
