@@ -25,6 +25,7 @@
 #define	QPASS_FEATURE_ENTER	0x00000004u	/* QPIOC_ENTER */
 #define	QPASS_FEATURE_LIST	0x00000008u	/* QPIOC_LIST */
 #define	QPASS_FEATURE_ZEROCOPY	0x00000010u	/* long transfers are not copied */
+#define	QPASS_FEATURE_CANCEL_DEVICE 0x00000020u	/* QPASS_CANCEL_DEVICE */
 #define	QPASS_FEATURE_UNMAPPED	0x00000100u	/* the SIM takes unmapped I/O */
 
 /*
@@ -62,22 +63,31 @@ struct qpass_limit {
 	uint64_t	reserved[2];
 };
 
+/* Bits of qpass_cancel.flags. */
+#define	QPASS_CANCEL_DEVICE	0x00000001u	/* of other opens too */
+
 /*
- * QPIOC_CANCEL: takes requests of this open back.  Each is reaped once all the
- * same, with CAM_REQ_ABORTED or with the outcome that it had before.
+ * QPIOC_CANCEL: takes requests of this open back, or, with QPASS_CANCEL_DEVICE,
+ * for who has the privilege PRIV_DRIVER, of any open of the device, named as
+ * QPIOC_LIST names them.  Each is reaped once all the same, by the open that it
+ * is of, with CAM_REQ_ABORTED or with the outcome that it had before.
  *
- * ENOENT: no request of this open came with that CCB.
+ * ENOENT: what was named is not outstanding.  EPERM: QPASS_CANCEL_DEVICE without
+ * the privilege.  EINVAL: a CCB with that flag, an open or a number without it,
+ * or a number without its open.
  */
 struct qpass_cancel {
 	uint64_t	ccb;		/* in: its CCB's address; 0 for all */
-	uint32_t	flags;		/* in: 0 */
+	uint32_t	flags;		/* in: QPASS_CANCEL_* */
 	/* How many requests ... */
 	uint32_t	dequeued;	/* were not sent yet, and are done now */
 	uint32_t	aborted;	/* were sent; CAM aborts them */
 	uint32_t	unable;		/* were sent; CAM cannot abort them */
 	uint32_t	done;		/* were done already */
 	uint32_t	reserved0;
-	uint64_t	reserved[2];
+	/* With QPASS_CANCEL_DEVICE, else 0. */
+	uint64_t	open;		/* in: qpass_outstanding.open; 0 for all */
+	uint64_t	number;		/* in: qpass_outstanding.number; 0 for all */
 };
 
 /* One CCB to submit. */

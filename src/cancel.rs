@@ -6,9 +6,10 @@
 use crate::{
     kpi::{
         ccb::{Ccb, OwnCcb},
+        cdev::Thread,
         errno::{EINVAL, ENOENT, ENXIO, Result},
         fifo::Fifo,
-        periph::Held,
+        periph::{Held, Periph},
         shared::Shared,
         user::UserPtr,
         zone::ZoneBox,
@@ -18,20 +19,87 @@ use crate::{
     stats::Outcome,
     unit::Unit,
 };
+use core::sync::atomic::Ordering::Relaxed;
 use sys_bindings as sys;
+
+/// Which requests a call takes back.
+#[derive(Clone, Copy)]
+struct Which<'a> {
+    /// Of this open; else of any.
+    own: Option<&'a Queue>,
+    /// That came with this CCB.
+    ccb: Option<UserPtr>,
+    /// Of the open of this number.
+    open: Option<u64>,
+    /// Of this number of its open.
+    number: Option<u64>,
+}
+
+impl<'a> Which<'a> {
+    /// # Errors
+    /// `EINVAL`: a flag that there is not, a reserved field, or fields that do
+    /// not go together; `EPERM`: others' requests without PRIV_DRIVER.
+    fn parse(queue: &'a Queue, what: &sys::qpass_cancel, thread: Thread<'_>) -> Result<Self> {
+        let of_device = what.flags == sys::QPASS_CANCEL_DEVICE;
+        let named = |field: u64| (field != 0).then_some(field);
+        let which = Which {
+            own: (!of_device).then_some(queue),
+            ccb: named(what.ccb).map(|at| UserPtr::new(at as usize)),
+            open: named(what.open),
+            number: named(what.number),
+        };
+        let is_known = what.flags & !sys::QPASS_CANCEL_DEVICE == 0 && what.reserved0 == 0;
+        let fits = if of_device {
+            which.ccb.is_none() && (which.number.is_none() || which.open.is_some())
+        } else {
+            which.open.is_none() && which.number.is_none()
+        };
+        if !is_known || !fits {
+            return Err(EINVAL);
+        }
+        if of_device {
+            thread.priv_check(sys::PRIV_DRIVER)?;
+        }
+        Ok(which)
+    }
+
+    /// Those of an open.
+    fn of(open: &'a Open) -> Self {
+        Which {
+            own: Some(&open.queue),
+            ccb: None,
+            open: None,
+            number: None,
+        }
+    }
+
+    /// Whether one is named, or the requests of one other open.
+    fn is_particular(&self) -> bool {
+        self.ccb.is_some() || self.open.is_some()
+    }
+
+    fn is_of(&self, queue: &Queue) -> bool {
+        self.own.is_none_or(|own| core::ptr::eq(own, queue))
+            && self
+                .open
+                .is_none_or(|number| number == queue.number.load(Relaxed))
+    }
+
+    fn has(&self, ticket: &Ticket) -> bool {
+        self.ccb.is_none_or(|ccb| ccb == ticket.user_ccb)
+            && self
+                .number
+                .is_none_or(|number| number == ticket.number.load(Relaxed))
+    }
+}
 
 /// QPIOC_CANCEL. Sleeps.
 ///
 /// # Errors
-/// `EINVAL`: a flag or a reserved field is set; `ENOENT`: no request of the
-/// open came with that CCB; `ENXIO`: the device is gone.
-pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel) -> Result {
-    if what.flags != 0 || what.reserved0 != 0 || what.reserved != [0; 2] {
-        return Err(EINVAL);
-    }
-    let all = what.ccb == 0;
-    let target = UserPtr::new(what.ccb as usize);
-    let wanted = |ticket: &Ticket| all || ticket.user_ccb == target;
+/// `EINVAL`, `EPERM`: see [`Which::parse`]; `ENOENT`: nothing outstanding is
+/// what was named; `ENXIO`: the device is gone.
+pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel, thread: Thread<'_>) -> Result {
+    let which = Which::parse(&open.queue, what, thread)?;
     let unit = open.unit()?;
     let mut own = OwnCcb::alloc();
     let mut held = open.periph().lock();
@@ -40,18 +108,27 @@ pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel) -> Result {
         drop::<Held>(held);
         return Err(ENXIO);
     }
-    let known = open.queue.find(|ticket| wanted(ticket).then_some(()));
-    let mut dequeued = unit.take_queued(&mut held, open, wanted);
+    let (mut known, mut done) = (false, 0);
+    for queue in unit.state.look(&held).opens.iter() {
+        if which.is_of(queue) {
+            let wanted = |ticket: &Ticket| which.has(ticket);
+            known |= queue.find(|ticket| wanted(ticket).then_some(())).is_some();
+            done += queue.count_done(wanted);
+        }
+    }
+    what.done = done;
+    let mut dequeued = unit.take_queued(&mut held, which);
     drop::<Held>(held);
     what.dequeued = dequeued.len() as u32;
-    what.done = open.queue.count_done(wanted);
     while let Some(mut request) = dequeued.pop() {
         request.ccb_mut().set_status(sys::CAM_REQ_ABORTED);
+        let open = request.open().clone();
         drop(Queue::complete(&open.queue, request));
     }
-    (what.aborted, what.unable) = unit.abort_sent(open, &mut own, wanted);
+    let any = |_: &Ticket| true;
+    (what.aborted, what.unable) = unit.abort_sent(open.periph(), which, &mut own, any);
     // It may have been reaped, or another call may have taken it, since.
-    if !all && known.is_none() {
+    if which.is_particular() && !known {
         return Err(ENOENT);
     }
     Ok(())
@@ -64,47 +141,48 @@ impl Unit {
         held: &mut Held<'_>,
         open: &Shared<Open>,
     ) -> Fifo<ZoneBox<Request>> {
-        self.take_queued(held, open, |_| true)
+        self.take_queued(held, Which::of(open))
     }
 
-    /// The same, of those that `wanted` picks.
-    fn take_queued(
-        &self,
-        held: &mut Held<'_>,
-        open: &Shared<Open>,
-        wanted: impl Fn(&Ticket) -> bool,
-    ) -> Fifo<ZoneBox<Request>> {
-        let taken = self
-            .state
-            .get(held)
-            .queued
-            .take_if(|request| Shared::ptr_eq(request.open(), open) && wanted(request.known()));
+    /// Takes back what was not sent yet.
+    fn take_queued(&self, held: &mut Held<'_>, which: Which<'_>) -> Fifo<ZoneBox<Request>> {
+        let taken =
+            self.state.get(held).queued.take_if(|request| {
+                which.is_of(&request.open().queue) && which.has(request.known())
+            });
         for _ in 0..taken.len() {
             self.room.stats.complete(Outcome::Cancelled);
         }
         taken
     }
 
-    /// Aborts what CAM has of `open` and `wanted` picks, each once: how many
+    /// Aborts what CAM has of those that are also `wanted`, each once: how many
     /// CAM aborts, and how many it cannot. The device lock is let go between
     /// two.
     fn abort_sent(
         &self,
-        open: &Shared<Open>,
+        periph: &Periph,
+        which: Which<'_>,
         own: &mut OwnCcb,
         wanted: impl Fn(&Ticket) -> bool,
     ) -> (u32, u32) {
         let (mut aborted, mut unable) = (0, 0);
-        let round = open.queue.next_round();
+        let round = self.room().next_round();
         loop {
             let ccb = own.ccb_mut();
-            let mut held = open.periph().lock();
+            let mut held = periph.lock();
             ccb.hdr_mut().func_code = sys::XPT_ABORT;
             ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, &mut held);
-            let under_way = open.queue.find(|ticket| {
+            let is_next = |ticket: &Ticket| {
                 let under_way = ticket.sent.get(&held)?;
-                (wanted(ticket) && ticket.is_first_in(round)).then_some(under_way)
-            });
+                (which.has(ticket) && wanted(ticket) && ticket.is_first_in(round))
+                    .then_some(under_way)
+            };
+            let opens = &self.state.look(&held).opens;
+            let under_way = opens
+                .iter()
+                .filter(|queue| which.is_of(queue))
+                .find_map(|queue| queue.find(is_next));
             let Some(under_way) = under_way else {
                 return (aborted, unable);
             };
@@ -173,7 +251,8 @@ impl Unit {
             .find(|ticket| ticket.waits.then_some(()))
             .is_some()
         {
-            self.abort_sent(open, &mut OwnCcb::alloc(), |ticket| ticket.waits);
+            let (which, mut own) = (Which::of(open), OwnCcb::alloc());
+            self.abort_sent(open.periph(), which, &mut own, |ticket| ticket.waits);
         }
     }
 }

@@ -22,7 +22,8 @@ pub fn info(open: &Shared<Open>, info: &mut sys::qpass_info) -> Result {
     let mut features = sys::QPASS_FEATURE_CANCEL
         | sys::QPASS_FEATURE_LIMIT
         | sys::QPASS_FEATURE_ENTER
-        | sys::QPASS_FEATURE_LIST;
+        | sys::QPASS_FEATURE_LIST
+        | sys::QPASS_FEATURE_CANCEL_DEVICE;
     if unit.unmapped {
         features |= sys::QPASS_FEATURE_UNMAPPED | sys::QPASS_FEATURE_ZEROCOPY;
     }

@@ -68,7 +68,7 @@ impl Device for Qpass {
             }
             Call::Info => info::info(open, call.own().ok_or(ENOTTY)?),
             Call::Limit => info::limit(open, call.own().ok_or(ENOTTY)?),
-            Call::Cancel => cancel::cancel(open, call.own().ok_or(ENOTTY)?),
+            Call::Cancel => cancel::cancel(open, call.own().ok_or(ENOTTY)?, thread),
             Call::List => outstanding::list(open, call.own().ok_or(ENOTTY)?, thread),
             Call::Other => open.periph().lock().ioctl(call),
             _ if thread.is_32bit() => Err(ENOTTY),

@@ -73,7 +73,6 @@ pub struct Queue {
     is_closed: AtomicBool,
     account: Account,
     own_limits: OwnLimits,
-    rounds: AtomicU64,
     /// Among the opens of its device.
     links: Links<Queue>,
     /// Which of them it is.
@@ -134,7 +133,6 @@ impl Queue {
             is_closed: AtomicBool::new(false),
             account: Account::default(),
             own_limits: OwnLimits::none(),
-            rounds: AtomicU64::new(0),
             links: Links::new(),
             number: AtomicU64::new(0),
             room,
@@ -320,11 +318,6 @@ impl Queue {
         let state = self.state.lock();
         let is_one = |ticket: &&Ticket| ticket.is_done.load(Ordering::Relaxed) && wanted(ticket);
         state.outstanding.iter().filter(is_one).count() as u32
-    }
-
-    /// Numbers a round in which each request is aborted once; never 0.
-    pub fn next_round(&self) -> u64 {
-        self.rounds.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn system_limits() -> Limits {

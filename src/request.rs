@@ -72,9 +72,9 @@ pub struct Ticket {
     pub waits: bool,
     /// It is on the done queue.
     pub is_done: AtomicBool,
-    /// The last round of aborts that has seen it, see [`Queue::next_round`].
+    /// The last round of aborts that has seen it, see [`Room::next_round`].
     ///
-    /// [`Queue::next_round`]: crate::queue::Queue::next_round
+    /// [`Room::next_round`]: crate::room::Room::next_round
     round: AtomicU64,
 }
 

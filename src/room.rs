@@ -15,7 +15,7 @@ use crate::{
     limits::{Account, Limits},
     stats::Stats,
 };
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 /// See the module's page.
 pub struct Room {
@@ -30,6 +30,8 @@ pub struct Room {
     is_watched: AtomicBool,
     /// Calls that wait for room, or may.
     waiting: AtomicU32,
+    /// Rounds of aborts so far.
+    rounds: AtomicU64,
 }
 
 /// What the room's lock guards.
@@ -87,7 +89,13 @@ impl Room {
             stats: Stats::default(),
             is_watched: AtomicBool::new(false),
             waiting: AtomicU32::new(0),
+            rounds: AtomicU64::new(0),
         }
+    }
+
+    /// Numbers a round in which each request is aborted once; never 0.
+    pub fn next_round(&self) -> u64 {
+        self.rounds.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// What the device's requests are counted in.

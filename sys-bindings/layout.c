@@ -103,7 +103,8 @@ qpass_layout(void)
 	OFFSET(qpass_limit, struct qpass_limit, bytes);
 	SIZE(qpass_cancel, struct qpass_cancel);
 	OFFSET(qpass_cancel, struct qpass_cancel, dequeued);
-	OFFSET(qpass_cancel, struct qpass_cancel, reserved);
+	OFFSET(qpass_cancel, struct qpass_cancel, open);
+	OFFSET(qpass_cancel, struct qpass_cancel, number);
 	SIZE(qpass_submission, struct qpass_submission);
 	OFFSET(qpass_submission, struct qpass_submission, tag);
 	SIZE(qpass_completion, struct qpass_completion);

@@ -70,6 +70,8 @@ pub struct Device {
     mtx: *mut sys::mtx,
     sim: Option<Arc<dyn Sim>>,
     state: Mutex<State>,
+    /// Of periphs, that are running.
+    callbacks: AtomicU32,
 }
 
 // SAFETY: the raw mutex is made for sharing.
@@ -131,6 +133,7 @@ static EDT: LazyLock<Edt> = LazyLock::new(|| Edt {
         mtx: lock::new_mutex(c"XPT device lock"),
         sim: None,
         state: Mutex::default(),
+        callbacks: AtomicU32::new(0),
     }),
     devices: Mutex::default(),
     drivers: Mutex::default(),
@@ -225,6 +228,12 @@ impl Device {
             state.frozen -= 1;
         }
         self.run_queue();
+    }
+
+    /// Waits until whoever is in a callback of the device has returned.
+    pub fn wait_returned(&self) {
+        let is_over = || self.callbacks.load(Ordering::Acquire) == 0;
+        wait_until("every callback has returned", is_over);
     }
 
     /// Waits until the device has nothing under way, and checks that nothing
@@ -477,6 +486,7 @@ pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
             configured: true,
             ..State::default()
         }),
+        callbacks: AtomicU32::new(0),
     });
     EDT.devices.lock().unwrap().push(device.clone());
     EVENTS.put(Event {
@@ -869,8 +879,10 @@ fn complete(ccb: usize) {
         device.run_queue();
         device.lock("xpt_done_process");
         let done: DoneFn = hdr.cbfcnp.expect("cbfcnp");
+        device.callbacks.fetch_add(1, Ordering::AcqRel);
         count::stepping(|| done(of(hdr.path).periph, ccb));
         device.unlock("xpt_done_process");
+        device.callbacks.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

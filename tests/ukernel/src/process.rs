@@ -277,6 +277,15 @@ impl Machine {
     }
 }
 
+/// The next machine finds the slot empty, and not the disk of this one.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some((device, _)) = self.disk.take() {
+            cam::detach(&device);
+        }
+    }
+}
+
 impl Sys for Machine {
     fn open(&mut self, path: &str, flags: i32) -> Result<Fd, Errno> {
         self.process.open(path, flags)

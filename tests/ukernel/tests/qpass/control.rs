@@ -10,11 +10,15 @@ tests! {
     cancel_tells_which_of_the_outcomes_it_was;
     cancel_of_one_leaves_the_others;
     cancel_of_all_leaves_other_opens_alone;
+    cancel_of_another_opens_requests_is_for_the_privileged;
+    cancel_of_the_device_takes_every_opens_requests;
+    what_a_closed_open_left_behind_can_be_cancelled;
     what_a_sim_cannot_abort_comes_as_it_ends;
     control_calls_of_a_gone_device_are_enxio;
     cancels_race_with_completions;
 }
 
+const EPERM: i32 = sys::EPERM as i32;
 const EINVAL: i32 = sys::EINVAL as i32;
 const ENOENT: i32 = sys::ENOENT as i32;
 
@@ -65,6 +69,7 @@ fn info_says_what_there_is() {
             | sys::QPASS_FEATURE_LIMIT
             | sys::QPASS_FEATURE_ENTER
             | sys::QPASS_FEATURE_LIST
+            | sys::QPASS_FEATURE_CANCEL_DEVICE
     );
     assert_eq!(found.maxio, 3 << 20);
     assert_eq!((found.requests, found.bytes), (1, 4096), "not reaped yet");
@@ -116,8 +121,14 @@ fn reserved_fields_are_zero_or_einval() {
         let called = call(&mut machine, fd, sys::QPC_QPIOC_LIMIT, limit);
         assert_eq!(called.err(), Some(EINVAL));
     }
-    let spoilt: [fn(&mut sys::qpass_cancel); 3] =
-        [|c| c.flags = 1, |c| c.reserved0 = 1, |c| c.reserved[0] = 1];
+    let spoilt: [fn(&mut sys::qpass_cancel); 6] = [
+        |c| c.flags = 2,
+        |c| c.reserved0 = 1,
+        |c| c.open = 1,
+        |c| c.number = 1,
+        |c| (c.flags, c.ccb) = (sys::QPASS_CANCEL_DEVICE, 4096),
+        |c| (c.flags, c.number) = (sys::QPASS_CANCEL_DEVICE, 1),
+    ];
     for spoil in spoilt {
         let mut cancel = cancel;
         spoil(&mut cancel);
@@ -257,6 +268,95 @@ fn cancel_of_all_leaves_other_opens_alone() {
     machine.close(fd);
     machine.close(other);
     machine.unload(module);
+}
+
+/// QPASS_CANCEL_DEVICE: dequeued, aborted, unable, done.
+fn cancel_of_device(sys: &mut dyn Sys, fd: i32, open: u64, number: u64) -> Result<[u32; 4], i32> {
+    // SAFETY: integers.
+    let mut what: sys::qpass_cancel = unsafe { core::mem::zeroed() };
+    (what.flags, what.open, what.number) = (sys::QPASS_CANCEL_DEVICE, open, number);
+    call(sys, fd, sys::QPC_QPIOC_CANCEL, what).map(|c| [c.dequeued, c.aborted, c.unable, c.done])
+}
+
+fn cancel_of_another_opens_requests_is_for_the_privileged() {
+    let (mut machine, module, fd, commands) = four_reads();
+    let other = machine.open(NODE, RDWR).expect("open");
+    thread::PRIVILEGED.store(false, Ordering::SeqCst);
+    assert_eq!(cancel_of_device(&mut machine, other, 0, 0), Err(EPERM));
+    assert_eq!(cancel_of_device(&mut machine, fd, 0, 0), Err(EPERM));
+    thread::PRIVILEGED.store(true, Ordering::SeqCst);
+    assert_eq!(outstanding(&mut machine, fd).0, 4, "all are there still");
+    // By the number that the list has: one that was sent, and one that was not.
+    let found = outstanding::list(&mut machine, other, sys::QPASS_LIST_DEVICE, 10).expect("list");
+    let named = |state: u32| {
+        let is_it = |e: &&sys::qpass_outstanding| u32::from(e.state) == state;
+        let entry = found.iter().rfind(is_it).expect("one");
+        (entry.ccb, entry.open, entry.number)
+    };
+    let (ccb, open, number) = named(sys::QPASS_STATE_QUEUED);
+    let answer = cancel_of_device(&mut machine, other, open, number);
+    assert_eq!(answer, Ok([1, 0, 0, 0]));
+    let (_, open, number) = named(sys::QPASS_STATE_SENT);
+    let answer = cancel_of_device(&mut machine, other, open, number);
+    assert_eq!(answer, Ok([0, 1, 0, 0]));
+    assert_eq!(cancel_of_device(&mut machine, other, open, 99), Err(ENOENT));
+    assert_eq!(cancel_of_device(&mut machine, other, 99, 0), Err(ENOENT));
+    // An open with nothing outstanding is not there to cancel; its own list is.
+    assert_eq!(cancel(&mut machine, other, 0), Ok([0; 4]));
+    assert!(commands.iter().any(|c| c.ccb.address() as u64 == ccb));
+    // The last went to the device when that one left it.
+    assert_eq!(cancel(&mut machine, fd, 0), Ok([0, 1, 0, 3]));
+    assert_eq!(reap_all(&mut machine, fd, 4), (1, 3));
+    machine.disk().unstick();
+    machine.close(fd);
+    machine.close(other);
+    machine.unload(module);
+}
+
+fn cancel_of_the_device_takes_every_opens_requests() {
+    let (mut machine, module, fd, _commands) = four_reads();
+    let mut command = Command::new(&mut machine, 0);
+    command.test_unit_ready();
+    let others = [0; 3].map(|_| machine.open(NODE, RDWR).expect("open"));
+    for other in others {
+        command.queue(&mut machine, other).expect("queue");
+    }
+    // Of one open first, then of all.
+    let third = cancel_of_device(&mut machine, fd, 4, 0);
+    assert_eq!(third, Ok([1, 0, 0, 0]));
+    let answer = cancel_of_device(&mut machine, others[0], 0, 0);
+    assert_eq!(answer, Ok([4, 1, 0, 2]));
+    assert_eq!(reap_all(&mut machine, fd, 4), (1, 3));
+    for other in others {
+        assert_eq!(
+            reap_all(&mut machine, other, 1),
+            (0, 1),
+            "reaped by its own"
+        );
+    }
+    assert_eq!(cancel_of_device(&mut machine, fd, 0, 0), Ok([0; 4]));
+    machine.disk().unstick();
+    for fd in others.into_iter().chain([fd]) {
+        machine.close(fd);
+    }
+    machine.unload(module);
+}
+
+/// Who closes an open leaves what was sent to the device; without this, a
+/// device that does not answer would have it, and the module, for ever.
+fn what_a_closed_open_left_behind_can_be_cancelled() {
+    let (mut machine, module, fd, _commands) = four_reads();
+    machine.close(fd);
+    let other = machine.open(NODE, RDWR).expect("open");
+    let listed = outstanding::list(&mut machine, other, sys::QPASS_LIST_DEVICE, 10);
+    assert_eq!(listed.expect("list").len(), 1);
+    let answer = cancel_of_device(&mut machine, other, 1, 0);
+    assert_eq!(answer, Ok([0, 1, 0, 0]));
+    wait_until("it is gone", || sysctl::value("0.outstanding") == Some(0));
+    machine.close(other);
+    // The disk is stuck still.
+    machine.unload(module);
+    machine.disk().unstick();
 }
 
 fn what_a_sim_cannot_abort_comes_as_it_ends() {
