@@ -5,12 +5,11 @@ use std::env;
 
 fn main() {
     println!("cargo::rerun-if-changed=kmod/shim.c");
-    println!("cargo::rerun-if-env-changed=QPASS_CLANG");
     if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
         return;
     }
     let mut shim = cc::Build::new();
-    shim.compiler(env::var("QPASS_CLANG").unwrap_or_else(|_| "clang".into()))
+    shim.compiler(env::var("DEP_FREEBSD_KERNEL_CLANG").expect("sys-bindings gives the compiler"))
         .no_default_flags(true)
         .flag("-c")
         .opt_level(2)

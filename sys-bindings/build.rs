@@ -3,7 +3,9 @@
 //!
 //! `QPASS_SYSDIR` names the headers: a `sys` source folder (FreeBSD's
 //! `/usr/src/sys`), or a folder with `arch` and `generic` in it, as
-//! `scripts/setup.sh` unpacks them. Default: `.deps/freebsd-14`.
+//! `scripts/setup.sh` unpacks them. Default: `/usr/src/sys` on FreeBSD, else
+//! `.deps/freebsd-14`. `QPASS_CLANG` names the compiler, `LIBCLANG_PATH` the
+//! library of it; both are looked for where Debian and FreeBSD's ports put them.
 
 use std::{
     env, fs,
@@ -176,10 +178,12 @@ fn main() {
     println!("cargo::rerun-if-changed=layout.c");
     println!("cargo::rerun-if-changed=../kmod/qpass_ioctl.h");
 
+    find_libclang();
     let headers = Headers::locate(&manifest, &out);
     let cflags = headers.cflags();
     // The qpass crate compiles kmod/shim.c with the same flags.
     println!("cargo::metadata=cflags={}", cflags.join(" "));
+    println!("cargo::metadata=clang={}", clang());
     println!("cargo::rustc-env=QPASS_OSVERSION={}", headers.osversion);
 
     let mut builder = bindgen::Builder::default()
@@ -225,8 +229,12 @@ struct Headers {
 
 impl Headers {
     fn locate(manifest: &Path, out: &Path) -> Self {
-        let dir = env::var_os("QPASS_SYSDIR")
-            .map_or_else(|| manifest.join("../.deps/freebsd-14"), PathBuf::from);
+        let default = if cfg!(target_os = "freebsd") {
+            PathBuf::from("/usr/src/sys")
+        } else {
+            manifest.join("../.deps/freebsd-14")
+        };
+        let dir = env::var_os("QPASS_SYSDIR").map_or(default, PathBuf::from);
         println!("cargo::rerun-if-changed={}", dir.display());
         if dir.join("generic/cam").is_dir() {
             let version = dir.join("osversion");
@@ -314,9 +322,40 @@ const OPTION_HEADERS: &[&str] = &[
     "device_if.h",
 ];
 
+/// The compiler: the newest that the scripts know, or the system's own.
+fn clang() -> String {
+    let runs = |name: &&str| Command::new(name).arg("--version").output().is_ok();
+    env::var("QPASS_CLANG").unwrap_or_else(|_| {
+        let found = ["clang-19", "clang"].into_iter().find(runs);
+        found.unwrap_or("clang").into()
+    })
+}
+
+/// Tells bindgen where libclang is, if nobody else does.
+fn find_libclang() {
+    println!("cargo::rerun-if-env-changed=LIBCLANG_PATH");
+    if env::var_os("LIBCLANG_PATH").is_some() {
+        return;
+    }
+    let mut found = vec![PathBuf::from("/usr/lib/llvm-19/lib")];
+    if let Ok(local) = fs::read_dir("/usr/local") {
+        let mut ports: Vec<_> = local
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("llvm"))
+            .map(|entry| entry.path().join("lib"))
+            .collect();
+        ports.sort();
+        found.extend(ports.into_iter().rev());
+    }
+    if let Some(dir) = found.into_iter().find(|dir| dir.is_dir()) {
+        // SAFETY: a build script has one thread here.
+        unsafe { env::set_var("LIBCLANG_PATH", dir) };
+    }
+}
+
 /// Compiles `layout.c` to assembly and turns its marks into Rust assertions.
 fn write_layout(manifest: &Path, cflags: &[String], out: &Path) {
-    let clang = env::var("QPASS_CLANG").unwrap_or_else(|_| "clang".into());
+    let clang = clang();
     let asm = out.join("layout.s");
     let status = Command::new(&clang)
         .args(cflags)

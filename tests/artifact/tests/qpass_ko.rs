@@ -42,7 +42,7 @@ fn found(name: &str, source: &str, flags: &[&str]) -> String {
     std::fs::create_dir_all(&dir).expect("a folder");
     let (c, o) = (dir.join(format!("{name}.c")), dir.join(format!("{name}.o")));
     std::fs::write(&c, source).expect("the source");
-    let clang = std::env::var("QPASS_CLANG").unwrap_or_else(|_| "clang".into());
+    let clang = std::env::var("QPASS_CLANG").unwrap_or_else(|_| "clang-19".into());
     let status = Command::new(clang)
         .args(["--target=x86_64-unknown-freebsd14", "-ffreestanding", "-c"])
         .args(flags)

@@ -34,6 +34,10 @@ pub trait Sim: Send + Sync {
     fn openings(&self) -> usize;
     /// The device's standard INQUIRY data.
     fn inquiry(&self) -> [u8; 36];
+    /// Its serial number.
+    fn serial(&self) -> &str {
+        ""
+    }
     /// The device is pulled out: every command fails from now on.
     fn pull(&self);
 }
@@ -91,6 +95,8 @@ struct State {
     /// Releases by XPT_REL_SIMQ of what somebody else had frozen.
     released_by_users: usize,
     periphs: Vec<usize>,
+    /// Periphs of drivers that this kernel has by name only, as `("da", 0)`.
+    named: Vec<(String, u32)>,
     physpath: Vec<u8>,
     /// XPT_IMMEDIATE_NOTIFY CCBs, which wait for an initiator that never comes.
     notifies: Vec<usize>,
@@ -405,6 +411,9 @@ fn fill_getdev(device: &Device, cgd: &mut sys::ccb_getdev) {
             inquiry.len(),
         );
     }
+    let serial = device.sim.as_ref().map_or("", |s| s.serial()).as_bytes();
+    cgd.serial_num[..serial.len()].copy_from_slice(serial);
+    cgd.serial_num_len = serial.len() as u8;
 }
 
 pub(crate) unsafe extern "C" fn xpt_register_async(
@@ -474,6 +483,12 @@ fn find_device(id: (u32, u32, u64)) -> Option<Arc<Device>> {
         .iter()
         .find(|d| d.id == id)
         .cloned()
+}
+
+/// Another driver has a periph on the device, of which there is the name.
+pub fn name_periph(device: &Device, driver: &str, unit: u32) {
+    let mut state = device.state.lock().unwrap();
+    state.named.push((driver.into(), unit));
 }
 
 /// Puts a device in: its drivers hear of it.
@@ -648,10 +663,17 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                         *to = *from as c_char;
                     }
                     list.unit_number = (*periph).unit_number;
-                    list.index += 1;
-                    if index + 1 < state.periphs.len() {
-                        list.status = sys::CAM_GDEVLIST_MORE_DEVS;
+                } else if let Some((name, unit)) = state.named.get(index - state.periphs.len()) {
+                    for (to, from) in list.periph_name.iter_mut().zip(name.bytes()) {
+                        *to = from as c_char;
                     }
+                    list.unit_number = *unit;
+                }
+                if index < state.periphs.len() + state.named.len() {
+                    list.index += 1;
+                }
+                if index + 1 < state.periphs.len() + state.named.len() {
+                    list.status = sys::CAM_GDEVLIST_MORE_DEVS;
                 }
                 list.ccb_h.status = sys::CAM_REQ_CMP;
             }

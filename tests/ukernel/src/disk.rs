@@ -11,6 +11,10 @@ use crate::{
 use std::{
     cmp::Reverse,
     collections::BinaryHeap,
+    fs::File,
+    io,
+    ops::{Deref, DerefMut},
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -35,6 +39,9 @@ pub struct Config {
     pub threads: usize,
     /// Takes unmapped I/O.
     pub unmapped: bool,
+    /// Where its contents are kept from one machine to the next; else they
+    /// begin as zeroes and go with it.
+    pub file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -47,6 +54,52 @@ impl Default for Config {
             jitter: Duration::ZERO,
             threads: 2,
             unmapped: false,
+            file: None,
+        }
+    }
+}
+
+/// The contents.
+enum Blocks {
+    Memory(Vec<u8>),
+    File(memmap2::MmapMut),
+}
+
+impl Blocks {
+    /// # Errors
+    /// Of the file: it is made, or is as long as the disk.
+    fn new(config: &Config) -> io::Result<Self> {
+        let Some(path) = &config.file else {
+            return Ok(Blocks::Memory(vec![0; config.size]));
+        };
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        file.set_len(config.size as u64)?;
+        // SAFETY: a disk's file is its own; nobody else is told of it.
+        Ok(Blocks::File(unsafe { memmap2::MmapMut::map_mut(&file)? }))
+    }
+}
+
+impl Deref for Blocks {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Blocks::Memory(bytes) => bytes,
+            Blocks::File(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Blocks {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Blocks::Memory(bytes) => bytes,
+            Blocks::File(bytes) => bytes,
         }
     }
 }
@@ -78,7 +131,7 @@ impl Ord for Job {
 pub struct RamDisk {
     config: Config,
     serial: String,
-    blocks: Mutex<Vec<u8>>,
+    blocks: Mutex<Blocks>,
     jobs: Mutex<BinaryHeap<Reverse<Job>>>,
     work: Condvar,
     order: AtomicU64,
@@ -101,10 +154,21 @@ pub struct RamDisk {
 
 impl RamDisk {
     /// Makes a disk, and the threads that serve it.
+    ///
+    /// # Panics
+    /// When its file cannot be had; see [`open`](Self::open).
     pub fn new(serial: &str, config: Config) -> Arc<Self> {
+        RamDisk::open(serial, config).expect("the disk's file")
+    }
+
+    /// The same, if its file can be had.
+    ///
+    /// # Errors
+    /// That of the file.
+    pub fn open(serial: &str, config: Config) -> io::Result<Arc<Self>> {
         let threads = config.threads;
         let disk = Arc::new(RamDisk {
-            blocks: Mutex::new(vec![0; config.size]),
+            blocks: Mutex::new(Blocks::new(&config)?),
             config,
             serial: serial.into(),
             jobs: Mutex::default(),
@@ -126,7 +190,7 @@ impl RamDisk {
                 .spawn(move || disk.serve())
                 .expect("a thread");
         }
-        disk
+        Ok(disk)
     }
 
     /// Sets every byte of it.
@@ -563,6 +627,10 @@ impl Sim for RamDisk {
 
     fn inquiry(&self) -> [u8; 36] {
         scsi::standard_inquiry()
+    }
+
+    fn serial(&self) -> &str {
+        &self.serial
     }
 
     fn pull(&self) {

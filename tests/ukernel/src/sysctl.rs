@@ -1,6 +1,9 @@
 //! sysctl(9): the module's own oids, by the last part of their names.
 
-use crate::{lock, memory, sys, thread::broken};
+use crate::{
+    lock, memory, sys,
+    thread::{self, broken},
+};
 use std::{
     collections::HashMap,
     ffi::{CStr, c_int, c_void},
@@ -65,9 +68,52 @@ fn store_number(name: &str, oid: usize, value: u64) {
     }
 }
 
+/// sysctl(3) of a module's own number, such as `max_requests`: reads it, and
+/// sets it if `new` says what to.
+///
+/// # Errors
+/// `ENOENT`: there is none; `EPERM`: set by who may not; `EINVAL`: does not fit.
+pub fn number(name: &str, new: Option<u64>) -> Result<u64, i32> {
+    let table = OIDS.lock().unwrap();
+    let oid = table.as_ref().and_then(|table| table.get(name).copied());
+    let oid = oid.ok_or(sys::ENOENT as i32)? as *mut sys::sysctl_oid;
+    if new.is_some() && !thread::PRIVILEGED.load(Ordering::SeqCst) {
+        return Err(sys::EPERM as i32);
+    }
+    let mut old = 0u64;
+    // SAFETY: a registered oid of the loaded module, whose handler is one of
+    // this file's, for numbers of up to 64 bits.
+    unsafe {
+        let is_int = (*oid).oid_kind & sys::CTLTYPE == sys::CTLTYPE_UINT
+            || (*oid).oid_kind & sys::CTLTYPE == sys::CTLTYPE_INT;
+        if is_int && new.is_some_and(|new| u32::try_from(new).is_err()) {
+            return Err(sys::EINVAL as i32);
+        }
+        let mut req: sys::sysctl_req = core::mem::zeroed();
+        req.oldptr = (&raw mut old).cast();
+        req.oldlen = size_of::<u64>();
+        if let Some(new) = &new {
+            req.newptr = core::ptr::from_ref(new).cast();
+            req.newlen = size_of::<u64>();
+        }
+        let handler = (*oid).oid_handler.expect("a handler");
+        match handler(oid, (*oid).oid_arg1, (*oid).oid_arg2, &mut req) {
+            0 => Ok(old),
+            error => Err(error),
+        }
+    }
+}
+
 unsafe fn store(arg1: *mut c_void, req: *mut sys::sysctl_req, len: usize) -> c_int {
     // SAFETY: the caller's request and the oid's variable of that length.
     unsafe {
+        let old = (*req).oldptr;
+        if !old.is_null() {
+            core::ptr::copy_nonoverlapping(arg1.cast::<u8>(), old.cast::<u8>(), len);
+            if (*req).newptr.is_null() {
+                return 0;
+            }
+        }
         if (*req).newptr.is_null() {
             return sys::EINVAL as c_int;
         }

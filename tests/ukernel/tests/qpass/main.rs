@@ -1135,6 +1135,7 @@ fn load(machine: &Machine, fds: &[i32], threads: usize, commands: usize) -> u64 
 }
 
 const BUSY: Config = Config {
+    file: None,
     size: 8 << 20,
     maxio: 1 << 20,
     openings: 8,

@@ -25,6 +25,7 @@ tests! {
 }
 
 const PAGES: Config = Config {
+    file: None,
     size: 16 << 20,
     maxio: 8 << 20,
     openings: 32,
