@@ -31,6 +31,9 @@ pub struct Module {
     sysuninits: Vec<*mut sys::sysinit>,
 }
 
+// SAFETY: its addresses are of the process, not of a thread.
+unsafe impl Send for Module {}
+
 /// The module data that the file's sysinit has registered.
 static REGISTERED: AtomicPtr<sys::moduledata> = AtomicPtr::new(core::ptr::null_mut());
 static LOAD_ERROR: Mutex<c_int> = Mutex::new(0);

@@ -22,7 +22,11 @@ fn last() -> Errno {
 }
 
 fn check(result: i32) -> Result<i32, Errno> {
-    if result == -1 { Err(last()) } else { Ok(result) }
+    if result == -1 {
+        Err(last())
+    } else {
+        Ok(result)
+    }
 }
 
 fn c_string(text: &str) -> Result<CString, Errno> {
@@ -98,9 +102,7 @@ impl Kernel for FreeBsd {
         let at = (&raw mut old).cast();
         // SAFETY: room for 64 bits; little-endian, so that a narrower number
         // is the low bytes.
-        check(unsafe {
-            libc::sysctlbyname(name.as_ptr(), at, &mut len, core::ptr::null(), 0)
-        })?;
+        check(unsafe { libc::sysctlbyname(name.as_ptr(), at, &mut len, core::ptr::null(), 0) })?;
         if let Some(new) = new {
             if len < size_of::<u64>() && new >> (8 * len) != 0 {
                 return Err(Errno::EINVAL);

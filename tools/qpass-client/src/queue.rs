@@ -1,0 +1,509 @@
+//! Many commands at once.
+//!
+//! A [`Queue`] owns the CCBs, and every command with its buffer from
+//! [`submit`](Queue::submit) until [`reap`](Queue::reap) gives it back. What
+//! the kernel may still write to is never freed: a queue that is dropped takes
+//! its commands back, waits a while for those that were sent, and leaks what
+//! has not come back by then.
+
+use crate::{
+    command::Command,
+    device::{Cancel, Device},
+    errno::Errno,
+    error::{Error, Failure},
+    kernel::Memory,
+};
+use core::time::Duration;
+use std::{collections::VecDeque, time::Instant};
+use sys_bindings as sys;
+
+/// How commands get to the driver and back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// QPIOC_ENTER: batches in one system call.
+    Enter,
+    /// CAMIOQUEUE and CAMIOGET, as pass(4) has them too.
+    Queue,
+}
+
+/// A command that came back, each once.
+#[derive(Debug)]
+pub struct Completion {
+    /// The tag that it was submitted with.
+    pub tag: u64,
+    /// The command, with its data.
+    pub command: Command,
+    /// The bytes that were moved, or why it failed.
+    pub result: Result<usize, Failure>,
+}
+
+enum Slot {
+    Free,
+    /// To be handed to the driver.
+    Staged(Command, u64),
+    /// The kernel has it.
+    Sent(Command, u64),
+}
+
+/// See the module's page.
+pub struct Queue {
+    device: Device,
+    method: Method,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    staged: VecDeque<usize>,
+    sent: usize,
+    /// Refused ones, which wait to be reaped.
+    refused: Vec<Completion>,
+    gone: bool,
+    memory: Option<Memory>,
+    layout: Layout,
+}
+
+/// Where the memory has what.
+#[derive(Clone, Copy)]
+struct Layout {
+    submissions: usize,
+    completions: usize,
+    ccbs: usize,
+    stride: usize,
+}
+
+/// How long a queue that is dropped waits for what the device has.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a wait is at most, so that a program can look at other things.
+const POLL: Duration = Duration::from_millis(200);
+
+impl Queue {
+    pub(crate) fn new(device: Device, depth: usize, method: Method) -> Result<Self, Error> {
+        let limit = sys::QPASS_ENTER_MAX as usize;
+        if depth == 0 || depth > limit {
+            return Err(device.open.error("queue depth", Errno::EINVAL));
+        }
+        if method == Method::Enter && !device.is_qpass() {
+            return Err(device.open.error("QPIOC_ENTER", Errno::ENOTTY));
+        }
+        let stride = size_of::<sys::ccb>().next_multiple_of(16);
+        let submissions = 256;
+        let completions = submissions + depth * size_of::<sys::qpass_submission>();
+        let ccbs = (completions + depth * size_of::<sys::qpass_completion>()).next_multiple_of(16);
+        // One CCB more, into which CAMIOGET's go.
+        let memory = Memory::new(device.kernel(), ccbs + (depth + 1) * stride)
+            .map_err(|errno| device.open.error("queue", errno))?;
+        Ok(Queue {
+            device,
+            method,
+            slots: (0..depth).map(|_| Slot::Free).collect(),
+            free: (0..depth).rev().collect(),
+            staged: VecDeque::new(),
+            sent: 0,
+            refused: Vec::new(),
+            gone: false,
+            memory: Some(memory),
+            layout: Layout {
+                submissions,
+                completions,
+                ccbs,
+                stride,
+            },
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// How many commands it takes at a time.
+    pub fn depth(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Commands that were submitted and not reaped.
+    pub fn in_flight(&self) -> usize {
+        self.staged.len() + self.sent + self.refused.len()
+    }
+
+    /// Whether another command can be submitted.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    fn memory(&self) -> &Memory {
+        self.memory.as_ref().expect("memory until it is dropped")
+    }
+
+    fn ccb(&self, slot: usize) -> *mut sys::ccb {
+        self.memory()
+            .at(self.layout.ccbs + slot * self.layout.stride)
+    }
+
+    /// Takes a command, which goes to the driver with the next
+    /// [`flush`](Self::flush) or [`reap`](Self::reap).
+    ///
+    /// # Errors
+    /// The command, when there is no room.
+    #[allow(clippy::result_large_err)]
+    pub fn submit(&mut self, command: Command, tag: u64) -> Result<(), Command> {
+        let Some(slot) = self.free.pop() else {
+            return Err(command);
+        };
+        // SAFETY: a free slot's CCB is nobody else's.
+        command.fill(unsafe { &mut *self.ccb(slot) }, slot as u64);
+        self.slots[slot] = Slot::Staged(command, tag);
+        self.staged.push_back(slot);
+        Ok(())
+    }
+
+    /// Hands what was submitted to the driver, as far as it takes it now.
+    ///
+    /// # Errors
+    /// ENXIO: the device has gone.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        match self.method {
+            Method::Enter => self.enter(0, 0, Duration::ZERO).map(drop),
+            Method::Queue => self.queue_all(),
+        }
+    }
+
+    /// Hands over what was submitted, waits until `min` commands can be reaped
+    /// or the time is over, and reaps all that can.
+    ///
+    /// # Errors
+    /// ENXIO, once everything has come back: the device has gone. EINTR and
+    /// the time are no errors: fewer come.
+    pub fn reap(&mut self, min: usize, timeout: Duration) -> Result<Vec<Completion>, Error> {
+        let min = min.min(self.in_flight());
+        let deadline = Instant::now().checked_add(timeout);
+        let mut found = std::mem::take(&mut self.refused);
+        loop {
+            let left = deadline.map_or(POLL, |end| {
+                end.saturating_duration_since(Instant::now()).min(POLL)
+            });
+            let missing = min.saturating_sub(found.len());
+            let step = match self.method {
+                Method::Enter => self.enter(missing, self.sent + self.staged.len(), left),
+                Method::Queue => self.get_all(missing, left),
+            };
+            let step = match step {
+                Ok(step) => step,
+                Err(error) if found.is_empty() => return Err(error),
+                Err(_) => return Ok(found),
+            };
+            found.extend(step);
+            found.append(&mut self.refused);
+            let is_over = deadline.is_some_and(|end| Instant::now() >= end);
+            if found.len() >= min || is_over || self.in_flight() == 0 {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Takes all of this open back that was not sent yet, and aborts the rest;
+    /// each is reaped all the same.
+    ///
+    /// # Errors
+    /// ENXIO; ENOTTY: pass(4) cannot.
+    pub fn cancel(&mut self) -> Result<(), Error> {
+        while let Some(slot) = self.staged.pop_front() {
+            self.refuse(slot, Failure::Refused(Errno::ECANCELED));
+        }
+        if self.sent != 0 {
+            self.device.cancel(Cancel::Own)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a command that the driver has not.
+    fn refuse(&mut self, slot: usize, why: Failure) {
+        if let Slot::Staged(command, tag) | Slot::Sent(command, tag) =
+            std::mem::replace(&mut self.slots[slot], Slot::Free)
+        {
+            self.free.push(slot);
+            self.refused.push(Completion {
+                tag,
+                command,
+                result: Err(why),
+            });
+        }
+    }
+
+    /// The driver has it.
+    fn was_taken(&mut self) {
+        if let Some(slot) = self.staged.pop_front() {
+            let staged = std::mem::replace(&mut self.slots[slot], Slot::Free);
+            if let Slot::Staged(command, tag) = staged {
+                self.slots[slot] = Slot::Sent(command, tag);
+            }
+            self.sent += 1;
+        }
+    }
+
+    /// A command's CCB has come back, to `ccb`; or it was good, and the record
+    /// says all.
+    fn completed(
+        &mut self,
+        slot: usize,
+        good: Option<u32>,
+        ccb: *const sys::ccb,
+    ) -> Option<Completion> {
+        let Slot::Sent(command, tag) = std::mem::replace(self.slots.get_mut(slot)?, Slot::Free)
+        else {
+            return None;
+        };
+        self.sent -= 1;
+        self.free.push(slot);
+        let result = match good {
+            Some(resid) => Ok(command.data_len().saturating_sub(resid as usize)),
+            // SAFETY: the kernel has written it and has it no more.
+            None => command.outcome(unsafe { &*ccb }).map_err(Failure::Failed),
+        };
+        Some(Completion {
+            tag,
+            command,
+            result,
+        })
+    }
+
+    /// What became of a submission that was not taken: whether the next may be
+    /// tried.
+    fn not_taken(&mut self, errno: Errno) -> Result<bool, Error> {
+        match errno {
+            Errno::EAGAIN => Ok(false),
+            Errno::ENXIO => {
+                self.device_gone();
+                Ok(false)
+            }
+            errno => {
+                if let Some(slot) = self.staged.pop_front() {
+                    self.refuse(slot, Failure::Refused(errno));
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// What was not sent will not be.
+    fn device_gone(&mut self) {
+        self.gone = true;
+        while let Some(slot) = self.staged.pop_front() {
+            self.refuse(slot, Failure::Lost);
+        }
+    }
+
+    /// QPIOC_ENTER.
+    fn enter(
+        &mut self,
+        min: usize,
+        room: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Completion>, Error> {
+        let mut found = Vec::new();
+        loop {
+            for (i, slot) in self.staged.iter().enumerate() {
+                let entry = sys::qpass_submission {
+                    ccb: self.ccb(*slot) as u64,
+                    tag: *slot as u64,
+                    reserved: 0,
+                };
+                let at = self.layout.submissions + i * size_of::<sys::qpass_submission>();
+                // SAFETY: inside the array, of which nobody else knows.
+                unsafe { self.memory().at::<sys::qpass_submission>(at).write(entry) };
+            }
+            let to_submit = self.staged.len();
+            let wanted = min.saturating_sub(found.len()).min(room);
+            // SAFETY: plain data.
+            let mut call: sys::qpass_enter = unsafe { core::mem::zeroed() };
+            call.submissions = self.memory().at::<u64>(self.layout.submissions) as u64;
+            call.completions = self.memory().at::<u64>(self.layout.completions) as u64;
+            call.to_submit = to_submit as u32;
+            call.to_complete = room.min(self.slots.len()) as u32;
+            call.min_complete = wanted as u32;
+            call.flags = sys::QPASS_ENTER_SHORT;
+            call.timeout = timeout.as_nanos().min(u128::from(u64::MAX >> 2)) as u64;
+            let at = self.memory().at::<sys::qpass_enter>(0);
+            // SAFETY: structures and CCBs in memory of the queue's; the buffers
+            // that the CCBs name belong to it until they are reaped.
+            let done = unsafe {
+                at.write(call);
+                self.device
+                    .open
+                    .kernel
+                    .ioctl(self.device.open.fd, sys::QPC_QPIOC_ENTER, at as usize)
+                    .map(|()| at.read())
+            };
+            let call = match done {
+                Ok(call) => call,
+                Err(Errno::ENXIO) => {
+                    self.device_gone();
+                    return self.after_departure(found);
+                }
+                Err(errno) => return Err(self.device.open.error("QPIOC_ENTER", errno)),
+            };
+            for _ in 0..call.submitted {
+                self.was_taken();
+            }
+            for i in 0..call.completed as usize {
+                let at = self.layout.completions + i * size_of::<sys::qpass_completion>();
+                // SAFETY: the kernel has written so many.
+                let record = unsafe { self.memory().at::<sys::qpass_completion>(at).read() };
+                let slot = record.tag as usize;
+                let is_short = u32::from(record.flags) & sys::QPASS_COMPLETION_CCB == 0;
+                let good = is_short.then_some(record.resid);
+                let ccb = self.ccb(slot.min(self.slots.len()));
+                found.extend(self.completed(slot, good, ccb));
+            }
+            match call.complete_error {
+                0 => {}
+                error if Errno::new(error) == Errno::ENXIO => {
+                    self.device_gone();
+                    return self.after_departure(found);
+                }
+                error if Errno::new(error) == Errno::EFAULT => {
+                    return Err(self.device.open.error("reap", Errno::EFAULT));
+                }
+                // The time, or a signal.
+                _ => return Ok(found),
+            }
+            if call.submit_error == 0 {
+                return Ok(found);
+            }
+            if !self.not_taken(Errno::new(call.submit_error))? {
+                // Others have the room: some of it may come back.
+                if self.sent == 0 && !self.gone && !timeout.is_zero() {
+                    std::thread::sleep(timeout.min(Duration::from_millis(10)));
+                }
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Reaps what can still be reaped once the device has gone; what cannot is
+    /// lost, and its memory with it.
+    fn after_departure(&mut self, mut found: Vec<Completion>) -> Result<Vec<Completion>, Error> {
+        found.append(&mut self.refused);
+        if found.is_empty() && self.sent == 0 {
+            return Err(self.device.open.error("reap", Errno::ENXIO));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while self.sent != 0 && Instant::now() < deadline {
+            match self.get() {
+                Ok(Some(completion)) => found.push(completion),
+                Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+        for slot in 0..self.slots.len() {
+            if let Slot::Sent(command, _) = &mut self.slots[slot] {
+                // Its pages may be the device's for ever.
+                std::mem::forget(command.buffer.take());
+                self.sent -= 1;
+                self.refuse(slot, Failure::Lost);
+            }
+        }
+        found.append(&mut self.refused);
+        Ok(found)
+    }
+
+    /// CAMIOQUEUE of what is staged.
+    fn queue_all(&mut self) -> Result<(), Error> {
+        while let Some(slot) = self.staged.front().copied() {
+            let ccb = self.ccb(slot) as usize;
+            // SAFETY: a CCB of the queue's, with a buffer that stays.
+            let queued = unsafe {
+                let open = &self.device.open;
+                open.kernel.ioctl(open.fd, sys::QPC_CAMIOQUEUE, ccb)
+            };
+            match queued {
+                Ok(()) => self.was_taken(),
+                Err(errno) => {
+                    if !self.not_taken(errno)? {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// CAMIOGET: one completion, if there is one.
+    fn get(&mut self) -> Result<Option<Completion>, Errno> {
+        let ccb = self.ccb(self.slots.len());
+        let open = &self.device.open;
+        // SAFETY: the CCB that is nobody's. Its data goes to the buffer of the
+        // command, which is still the queue's.
+        match unsafe { open.kernel.ioctl(open.fd, sys::QPC_CAMIOGET, ccb as usize) } {
+            Ok(()) => {}
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(errno),
+        }
+        // SAFETY: a whole CCB, and the word that fill() set.
+        let slot = unsafe { (*ccb).ccb_h.periph_priv.entries[0].field } as usize;
+        Ok(self.completed(slot, None, ccb))
+    }
+
+    fn get_all(&mut self, min: usize, timeout: Duration) -> Result<Vec<Completion>, Error> {
+        self.queue_all()?;
+        let deadline = Instant::now() + timeout;
+        let mut found = Vec::new();
+        loop {
+            match self.get() {
+                Ok(Some(completion)) => {
+                    found.push(completion);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(Errno::ENXIO) => {
+                    self.device_gone();
+                    return self.after_departure(found);
+                }
+                Err(errno) => return Err(self.device.open.error("CAMIOGET", errno)),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if found.len() >= min || left.is_zero() || self.sent == 0 {
+                return Ok(found);
+            }
+            let open = &self.device.open;
+            match open.kernel.wait(open.fd, left) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(open.error("poll", errno)),
+            }
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let _ = self.cancel();
+        let deadline = Instant::now() + PATIENCE;
+        while self.sent != 0 && Instant::now() < deadline {
+            if self.reap(1, POLL).is_err() {
+                break;
+            }
+        }
+        if self.sent != 0 {
+            // The kernel may still write there.
+            std::mem::forget(std::mem::take(&mut self.slots));
+            std::mem::forget(self.memory.take());
+        }
+    }
+}
+
+#[cfg(target_os = "freebsd")]
+mod reactor {
+    use super::Queue;
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+    /// Readable when a completion can be reaped.
+    impl AsFd for Queue {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            // SAFETY: open as long as the queue is.
+            unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+        }
+    }
+
+    impl AsRawFd for Queue {
+        fn as_raw_fd(&self) -> RawFd {
+            self.device.open.fd
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! The user-mode kernel: qpass.ko, the same bits that FreeBSD loads, in this
+//! process, with RAM disks behind it.
+//!
+//! `QPASS_KO` names the module; else it is what `scripts/build.sh` has made in
+//! this source tree. `QPASS_UKERNEL` describes the machine, its parts separated
+//! by `;`:
+//!
+//! - `disk` or `disk=FILE`, a RAM disk, or one that keeps its contents in a
+//!   file; behind it, separated by `,`: `size=64M`, `maxio=1M`, `openings=32`
+//!   (commands at a time), `latency=100us` and `jitter=50us` of a command,
+//!   `unmapped` (takes unmapped I/O, which zero copy wants), `mounted=/mnt` (it
+//!   is in use), `busy=8` (another program has so many reads outstanding that
+//!   do not end), `attention=1` (so many commands answer UNIT ATTENTION
+//!   first), `dead` (does not answer);
+//! - `unprivileged`: the program is not root's.
+//!
+//! Without it there is one disk of 64 MiB. When the program ends the module is
+//! unloaded, and a leak ends it with status 70.
+
+use crate::{
+    command::{Command, read_write_cdb},
+    errno::Errno,
+    kernel::{Fd, Kernel, Mount},
+};
+use core::{ptr::NonNull, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use sys_bindings as sys;
+use ukernel::{
+    cam::{self, Device as CamDevice},
+    devfs::{self, wait_until},
+    disk::{Config, RamDisk},
+    loader::Module,
+    process::{Process, check_counters},
+    sysctl, thread, user,
+};
+
+struct Umode {
+    process: Process,
+    disks: Vec<(Arc<CamDevice>, Arc<RamDisk>)>,
+    module: Mutex<Option<Module>>,
+    mounted: Vec<(usize, String)>,
+}
+
+/// A disk as it is described.
+#[derive(Debug, Default)]
+struct Disk {
+    config: Config,
+    mounted: Option<String>,
+    busy: usize,
+    attentions: u32,
+    dead: bool,
+}
+
+#[derive(Debug, Default)]
+struct Description {
+    disks: Vec<Disk>,
+    unprivileged: bool,
+}
+
+fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = &text[digits.len()..];
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    digits.parse::<u64>().ok()?.checked_mul(*factor)
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    number(
+        text,
+        &[("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)],
+    )
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let units = [("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000)];
+    number(text, &units).map(Duration::from_nanos)
+}
+
+fn parse(text: &str) -> Result<Description, String> {
+    let mut all = Description::default();
+    for part in text.split(';').map(str::trim).filter(|p| !p.is_empty()) {
+        let mut words = part.split(',');
+        let first = words.next().unwrap_or_default();
+        match first.split_once('=').unwrap_or((first, "")) {
+            ("disk", file) => {
+                let mut disk = Disk::default();
+                disk.config.file = (!file.is_empty()).then(|| PathBuf::from(file));
+                for word in words {
+                    option(&mut disk, word)
+                        .ok_or_else(|| format!("QPASS_UKERNEL: bad option {word:?}"))?;
+                }
+                all.disks.push(disk);
+            }
+            ("unprivileged", "") => all.unprivileged = true,
+            _ => return Err(format!("QPASS_UKERNEL: bad part {part:?}")),
+        }
+    }
+    if all.disks.is_empty() {
+        all.disks.push(Disk::default());
+    }
+    Ok(all)
+}
+
+fn option(disk: &mut Disk, word: &str) -> Option<()> {
+    let (name, value) = word.split_once('=').unwrap_or((word, ""));
+    match name {
+        "size" => {
+            let size = bytes(value)?;
+            disk.config.size = (size != 0 && size % 512 == 0).then_some(size as usize)?;
+        }
+        "maxio" => disk.config.maxio = bytes(value)?.try_into().ok()?,
+        "openings" => disk.config.openings = value.parse().ok().filter(|n| *n != 0)?,
+        "latency" => disk.config.latency = duration(value)?,
+        "jitter" => disk.config.jitter = duration(value)?,
+        "unmapped" => disk.config.unmapped = true,
+        "mounted" => disk.mounted = Some(value.into()),
+        "busy" => disk.busy = value.parse().ok()?,
+        "attention" => disk.attentions = value.parse().ok()?,
+        "dead" => disk.dead = true,
+        _ => return None,
+    }
+    Some(())
+}
+
+/// Boots the kernel that the environment describes, once in a process.
+///
+/// # Errors
+/// In words: a description that is none, a module that does not load.
+pub fn from_environment() -> Result<Arc<dyn Kernel>, String> {
+    let description = std::env::var("QPASS_UKERNEL").unwrap_or_default();
+    boot(&description)
+}
+
+/// Boots the kernel that is described.
+///
+/// # Errors
+/// As [`from_environment`].
+pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
+    static BOOTED: AtomicBool = AtomicBool::new(false);
+    let description = parse(description)?;
+    let file = std::env::var_os("QPASS_KO").map_or_else(
+        || {
+            let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+            PathBuf::from(root).join("target/kmod/freebsd-14/qpass.ko")
+        },
+        PathBuf::from,
+    );
+    let module = std::fs::read(&file).map_err(|e| {
+        format!(
+            "{}: {e}: build it with scripts/build.sh, or set QPASS_KO",
+            file.display()
+        )
+    })?;
+    if BOOTED.swap(true, Ordering::SeqCst) {
+        return Err("the user-mode kernel is up already".into());
+    }
+    let mut kernel = Umode {
+        process: Process::default(),
+        disks: Vec::new(),
+        module: Mutex::new(None),
+        mounted: Vec::new(),
+    };
+    for (unit, disk) in description.disks.iter().enumerate() {
+        let opened = RamDisk::open(&format!("QP{unit:04}"), disk.config.clone());
+        let ram = opened.map_err(|e| {
+            let file = disk.config.file.as_deref().unwrap_or("disk".as_ref());
+            format!("{}: {e}", file.display())
+        })?;
+        let device = cam::attach((0, unit as u32, 0), ram.clone());
+        cam::name_periph(&device, "da", unit as u32);
+        kernel.disks.push((device, ram));
+        if let Some(place) = &disk.mounted {
+            kernel.mounted.push((unit, place.clone()));
+        }
+    }
+    cam::settle();
+    let loaded = Module::load(&module).map_err(|e| format!("{}: {e}", file.display()))?;
+    *kernel.module.lock().expect("the module") = Some(loaded);
+    for unit in 0..kernel.disks.len() {
+        let node = format!("qpass{unit}");
+        wait_until("the nodes are there", || devfs::exists(&node));
+    }
+    let kernel = Arc::new(kernel);
+    for (unit, disk) in description.disks.iter().enumerate() {
+        let ram = &kernel.disks[unit].1;
+        if disk.busy != 0 {
+            ram.stuck.store(true, Ordering::SeqCst);
+            keep_busy(&kernel, unit, disk.busy).map_err(|e| format!("qpass{unit}: busy: {e}"))?;
+        }
+        ram.stuck
+            .store(disk.dead || disk.busy != 0, Ordering::SeqCst);
+        ram.unit_attentions.store(disk.attentions, Ordering::SeqCst);
+    }
+    thread::PRIVILEGED.store(!description.unprivileged, Ordering::SeqCst);
+    Ok(kernel)
+}
+
+/// Reads of somebody else's, queued and not reaped.
+fn keep_busy(kernel: &Umode, unit: usize, count: usize) -> Result<(), Errno> {
+    const LEN: usize = 4096;
+    let fd = kernel.open(&format!("/dev/qpass{unit}"))?;
+    for i in 0..count {
+        let ccb = kernel.map(size_of::<sys::ccb>())?.cast::<sys::ccb>();
+        let data = kernel.map(LEN)?;
+        let blocks = (LEN / 512) as u32;
+        let command = Command::cdb(&read_write_cdb(false, i as u64 * 8, blocks));
+        // SAFETY: fresh memory for both, which stays as long as the process.
+        unsafe {
+            command.fill(&mut *ccb.as_ptr(), i as u64);
+            let io = &mut (*ccb.as_ptr()).csio;
+            io.ccb_h.flags = sys::CAM_DIR_IN | sys::CAM_DEV_QFRZDIS;
+            (io.data_ptr, io.dxfer_len) = (data.as_ptr(), LEN as u32);
+            kernel.ioctl(fd, sys::QPC_CAMIOQUEUE, ccb.as_ptr() as usize)?;
+        }
+    }
+    Ok(())
+}
+
+fn result(result: Result<(), i32>) -> Result<(), Errno> {
+    result.map_err(Errno::new)
+}
+
+impl Kernel for Umode {
+    fn open(&self, path: &str) -> Result<Fd, Errno> {
+        const O_RDWR: i32 = sys::O_RDWR as i32;
+        self.process.open(path, O_RDWR).map_err(Errno::new)
+    }
+
+    fn close(&self, fd: Fd) {
+        self.process.close(fd);
+    }
+
+    unsafe fn ioctl(&self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno> {
+        result(self.process.ioctl(fd, request, arg))
+    }
+
+    fn wait(&self, fd: Fd, timeout: Duration) -> Result<bool, Errno> {
+        let events = self.process.poll(fd, sys::POLLIN as i16, Some(timeout));
+        events.map(|events| events != 0).map_err(Errno::new)
+    }
+
+    fn map(&self, len: usize) -> Result<NonNull<u8>, Errno> {
+        NonNull::new(user::map(len)).ok_or(Errno::ENOMEM)
+    }
+
+    unsafe fn unmap(&self, at: NonNull<u8>, len: usize) {
+        // SAFETY: the caller's word.
+        unsafe { user::unmap(at.as_ptr(), len) };
+    }
+
+    fn nodes(&self) -> Result<Vec<String>, Errno> {
+        Ok(devfs::names())
+    }
+
+    fn sysctl(&self, name: &str, new: Option<u64>) -> Result<u64, Errno> {
+        let own = name.strip_prefix("kern.cam.qpass.").ok_or(Errno::ENOENT)?;
+        match sysctl::value(own) {
+            Some(_) if new.is_some() => Err(Errno::EPERM),
+            Some(value) => Ok(value),
+            None => sysctl::number(own, new).map_err(Errno::new),
+        }
+    }
+
+    fn geom(&self) -> Result<String, Errno> {
+        use std::fmt::Write;
+        let mut xml = String::from("<mesh><class id=\"0x1\"><name>DISK</name>");
+        let mode = |unit: usize| match self.mounted.iter().any(|(u, _)| *u == unit) {
+            true => "r1w1e1",
+            false => "r0w0e0",
+        };
+        for unit in 0..self.disks.len() {
+            let mode = mode(unit);
+            let _ = write!(
+                xml,
+                "<geom id=\"0x10{unit}\"><class ref=\"0x1\"/><name>da{unit}</name>\
+                 <provider id=\"0x20{unit}\"><geom ref=\"0x10{unit}\"/><mode>{mode}</mode>\
+                 <name>da{unit}</name></provider></geom>"
+            );
+        }
+        xml.push_str("</class><class id=\"0x2\"><name>VFS</name>");
+        for (unit, _) in &self.mounted {
+            let _ = write!(
+                xml,
+                "<geom id=\"0x30{unit}\"><class ref=\"0x2\"/><name>ffs.da{unit}</name>\
+                 <consumer id=\"0x40{unit}\"><geom ref=\"0x30{unit}\"/>\
+                 <provider ref=\"0x20{unit}\"/><mode>r1w1e1</mode></consumer></geom>"
+            );
+        }
+        xml.push_str("</class></mesh>");
+        Ok(xml)
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, Errno> {
+        let mount = |(unit, on): &(usize, String)| Mount {
+            from: format!("/dev/da{unit}"),
+            on: on.clone(),
+        };
+        Ok(self.mounted.iter().map(mount).collect())
+    }
+}
+
+impl Drop for Umode {
+    fn drop(&mut self) {
+        for (_, disk) in &self.disks {
+            disk.unstick();
+        }
+        self.process.exit();
+        let module = self.module.get_mut().map(Option::take);
+        if let Ok(Some(mut module)) = module {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            loop {
+                match module.unload() {
+                    Ok(()) => break,
+                    Err((errno, _)) if std::time::Instant::now() > deadline => {
+                        thread::broken(&format!("the module does not unload: errno {errno}"));
+                    }
+                    Err((_, still)) => module = still,
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            check_counters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_described_in_words() {
+        let all = parse("disk=/tmp/a,size=1G,latency=2ms,unmapped;disk,mounted=/mnt; unprivileged")
+            .expect("good");
+        assert_eq!(all.disks.len(), 2);
+        assert!(all.unprivileged && all.disks[0].config.unmapped);
+        assert_eq!(all.disks[0].config.size, 1 << 30);
+        assert_eq!(all.disks[0].config.latency, Duration::from_millis(2));
+        assert_eq!(all.disks[1].mounted.as_deref(), Some("/mnt"));
+        assert_eq!(parse("").expect("a default").disks.len(), 1);
+        for bad in [
+            "tape",
+            "disk,size=3",
+            "disk,size=x",
+            "disk,openings=0",
+            "disk,what",
+        ] {
+            let error = parse(bad).expect_err(bad);
+            assert!(error.starts_with("QPASS_UKERNEL: bad "), "{error}");
+        }
+    }
+}

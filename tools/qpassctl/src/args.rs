@@ -1,0 +1,337 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::{path::PathBuf, time::Duration};
+
+/// Drive devices through qpass(4).
+#[derive(Parser)]
+#[command(
+    name = "qpassctl",
+    version,
+    about = "Drives disks, tapes, changers and enclosures through qpass(4)",
+    long_about = "Drives disks, tapes, changers and enclosures through qpass(4): asks what is \
+there, sends raw commands, copies to and from disks with many commands at a time, measures \
+them, and shows and cancels what is outstanding.\n\n\
+A DEVICE is a node of the driver (qpass0, /dev/qpass0), the name that another driver has for \
+the same device (da0, ada1, nda0, cd0, sa0), or for most commands a node of pass(4) (pass0).",
+    after_help = "EXAMPLES
+  qpassctl list                              what is there
+  qpassctl inquiry da0 --page 0x83           a vital product data page
+  qpassctl cdb qpass0 '12 00 00 00 24 00' --in 36
+  qpassctl read da0 disk.img --depth 64      a disk into a file
+  qpassctl write disk.img da1 --verify       and onto another
+  qpassctl bench da0 --depth 1,8,32 --size 4K,128K --compare pass
+  qpassctl outstanding --watch               what is on its way
+
+EXIT STATUS
+  0 done      1 a command failed on the device   2 bad arguments
+  3 a system call failed (no such device, no permission, a file)
+  4 verification found a difference              5 the device is in use
+  130 interrupted
+
+On Linux there is no FreeBSD to talk to: qpassctl loads qpass.ko into a user-mode
+kernel that QPASS_UKERNEL describes, such as 'disk=FILE,size=1G;disk,latency=1ms'."
+)]
+pub struct Cli {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// List devices: what they are, who made them, what they take
+    List,
+    /// Show what a device says of itself (INQUIRY)
+    Inquiry {
+        /// Device
+        device: String,
+        /// A vital product data page, such as 0x80 or 0x83; 0 lists them
+        #[arg(long, value_parser = byte)]
+        page: Option<u8>,
+    },
+    /// Ask whether a device is ready (TEST UNIT READY)
+    Tur {
+        /// Device
+        device: String,
+    },
+    /// Show how large a disk is
+    Readcap {
+        /// Device
+        device: String,
+    },
+    /// Send any SCSI command
+    #[command(after_help = "EXAMPLES
+  qpassctl cdb qpass0 '12 01 80 00 ff 00' --in 255       hex dump of a page
+  qpassctl cdb qpass0 1201800 0ff00 --in 255 --file -    the same, as it is, to stdout
+  qpassctl cdb qpass0 '55 10 00 00 00 00 00 00 18 00' --out --file select.bin")]
+    Cdb(Cdb),
+    /// Read a disk, or a part of it, into a file
+    Read(Read),
+    /// Write a file onto a disk
+    Write(Write),
+    /// Measure a device at some depths and transfer sizes
+    #[command(
+        after_help = "Every combination of method, size and depth takes its turn in every \
+round, so that what else the machine does meets all of them alike. Rates are those of all rounds, \
+latencies are merged. Bench only reads, or sends TEST UNIT READY."
+    )]
+    Bench(Bench),
+    /// Show what programs have outstanding on devices
+    Outstanding {
+        /// Devices; all without
+        devices: Vec<String>,
+        /// Show it again every so often (seconds, or with a unit: 500ms)
+        #[arg(long, value_parser = duration, num_args = 0..=1, default_missing_value = "1")]
+        watch: Option<Duration>,
+        /// Stop after so many times
+        #[arg(long, requires = "watch")]
+        times: Option<u32>,
+    },
+    /// Take requests back that a program has outstanding
+    #[command(
+        after_help = "Requests that were not sent are done at once; those that the device \
+has are aborted where its controller can. Either way the program that queued them reaps them, with \
+CAM_REQ_ABORTED. Wants root."
+    )]
+    Cancel(Cancel),
+    /// Show a device's counters
+    Stats {
+        /// Devices; all without
+        devices: Vec<String>,
+        /// Show what was added, every so often
+        #[arg(long, value_parser = duration, num_args = 0..=1, default_missing_value = "1")]
+        watch: Option<Duration>,
+        /// Stop after so many times
+        #[arg(long, requires = "watch")]
+        times: Option<u32>,
+    },
+    /// Show the driver's limits (kern.cam.qpass), or set some
+    Limits {
+        /// What to set, such as max_requests=2048 or max_bytes=128M
+        #[arg(value_name = "NAME=VALUE")]
+        set: Vec<String>,
+    },
+    /// Print the completions for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Args)]
+pub struct Cdb {
+    /// Device
+    pub device: String,
+    /// The CDB in hexadecimal: 1 to 16 bytes, with or without blanks
+    #[arg(required = true, num_args = 1..)]
+    pub cdb: Vec<String>,
+    /// Data comes from the device: how much is asked for
+    #[arg(long = "in", value_name = "BYTES", value_parser = size)]
+    pub data_in: Option<usize>,
+    /// Data goes to the device, from --file
+    #[arg(long = "out", conflicts_with = "data_in", requires = "file")]
+    pub data_out: bool,
+    /// Where data comes from or goes to; - is stdin or stdout. Without, --in prints it
+    #[arg(long, short)]
+    pub file: Option<PathBuf>,
+    /// How long the device may take
+    #[arg(long, value_parser = duration, default_value = "30s")]
+    pub timeout: Duration,
+}
+
+#[derive(Args)]
+pub struct Transfer {
+    /// Commands at a time
+    #[arg(long, short, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub depth: u32,
+    /// Bytes of one command; the device's limit is kept
+    #[arg(long, short, default_value = "256K", value_parser = size)]
+    pub size: usize,
+    /// Compare afterwards, reading the device again
+    #[arg(long)]
+    pub verify: bool,
+    /// Keep what was done when it stops early, and go on there when run again
+    #[arg(long)]
+    pub resume: bool,
+    /// No progress bar
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// With --resume: note how far it is every so many bytes
+    #[arg(long, default_value = "256M", value_parser = size, hide_short_help = true)]
+    pub checkpoint: usize,
+}
+
+#[derive(Args)]
+pub struct Read {
+    /// Device
+    pub device: String,
+    /// File; - is stdout. It appears under its name when all of it is there
+    pub file: PathBuf,
+    /// First block
+    #[arg(long, default_value_t = 0)]
+    pub skip: u64,
+    /// How many blocks; all the rest without
+    #[arg(long)]
+    pub count: Option<u64>,
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+#[derive(Args)]
+pub struct Write {
+    /// File; - is stdin
+    pub file: PathBuf,
+    /// Device
+    pub device: String,
+    /// First block
+    #[arg(long, default_value_t = 0)]
+    pub seek: u64,
+    /// Fill the last block with zeroes, should the file not end at a block's end
+    #[arg(long)]
+    pub pad: bool,
+    /// Write although the device is in use: what is on it may be destroyed, and
+    /// its file system, and the system with it
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Op {
+    /// Reads at random places
+    Random,
+    /// Reads one behind the other
+    Sequential,
+    /// TEST UNIT READY: no data
+    Tur,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// QPIOC_ENTER: batches in one call
+    Enter,
+    /// CAMIOQUEUE and CAMIOGET
+    Queue,
+}
+
+#[derive(Args)]
+pub struct Bench {
+    /// Device
+    pub device: String,
+    /// What to do
+    #[arg(long, value_enum, default_value = "random")]
+    pub op: Op,
+    /// Commands at a time, one or several
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub depth: Vec<u32>,
+    /// Bytes of a read, one or several
+    #[arg(long, value_delimiter = ',', default_value = "4K,128K", value_parser = size)]
+    pub size: Vec<usize>,
+    /// How commands get to the driver, one or several
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "enter")]
+    pub method: Vec<Method>,
+    /// Take turns with the same device's node of another driver: pass finds
+    /// /dev/passN by itself
+    #[arg(long, value_name = "pass|NODE")]
+    pub compare: Option<String>,
+    /// How long a turn takes
+    #[arg(long, value_parser = duration, default_value = "1s")]
+    pub time: Duration,
+    /// How many turns each has
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Write a table of all results there; - is stdout
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct Cancel {
+    /// Device
+    pub device: String,
+    /// All requests of the device
+    #[arg(long, required_unless_present = "open")]
+    pub all: bool,
+    /// Those of one open, by its number in `qpassctl outstanding`
+    #[arg(long, conflicts_with = "all", value_parser = clap::value_parser!(u64).range(1..))]
+    pub open: Option<u64>,
+    /// One request of that open, by its number
+    #[arg(long, requires = "open", value_parser = clap::value_parser!(u64).range(1..))]
+    pub request: Option<u64>,
+}
+
+fn byte(text: &str) -> Result<u8, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u8::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "0 to 255, or 0x00 to 0xff".into())
+}
+
+/// Bytes: a number, with K, M, G or T for powers of 1024.
+pub fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("a number of bytes, such as 4096, 128K or 1M".into()),
+    };
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .filter(|n| *n != 0)
+        .ok_or_else(|| "a number of bytes, such as 4096, 128K or 1M".into())
+}
+
+/// A time: seconds, or with a unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "ms" => 1e-3,
+        "us" => 1e-6,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("a time, such as 30s, 500ms or 2m".into()),
+    };
+    digits
+        .parse::<f64>()
+        .ok()
+        .and_then(|n| Duration::try_from_secs_f64(n * unit).ok())
+        .filter(|t| !t.is_zero())
+        .ok_or_else(|| "a time, such as 30s, 500ms or 2m".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_makes_sense_to_clap() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_times_have_units() {
+        assert_eq!(size("128K"), Ok(131_072));
+        assert_eq!(size("1m"), Ok(1 << 20));
+        for bad in ["", "0", "1X", "K", "-1", "99999999999999999999"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
+        for bad in ["", "0", "1d", "-1", "1e999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

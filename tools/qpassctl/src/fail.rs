@@ -1,0 +1,88 @@
+//! How qpassctl ends when it did not do what it was asked for.
+
+use qpass_client::{CommandError, Error, Failure};
+use std::{fmt, io, path::Path};
+
+/// Exit statuses, as qpassctl(8) lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// A command was sent, and the device or CAM ended it with an error.
+    Command = 1,
+    /// The arguments make no sense.
+    Usage = 2,
+    /// A system call failed: no such device, no permission, a file.
+    System = 3,
+    /// What was read back is not what was written.
+    Verify = 4,
+    /// The device is in use.
+    InUse = 5,
+    /// Interrupted.
+    Interrupted = 130,
+}
+
+/// One clear sentence, and the exit status.
+#[derive(Debug)]
+pub struct Fail {
+    pub code: Code,
+    pub message: String,
+}
+
+impl Fail {
+    pub fn new(code: Code, message: impl fmt::Display) -> Self {
+        Fail {
+            code,
+            message: message.to_string(),
+        }
+    }
+
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Fail::new(Code::Usage, message)
+    }
+
+    /// A file could not be read or written.
+    pub fn file(path: &Path, doing: &str, error: &io::Error) -> Self {
+        Fail::new(
+            Code::System,
+            format!("{}: {doing}: {}", path.display(), words(error)),
+        )
+    }
+
+    /// A device ended a command with an error.
+    pub fn command(device: &str, what: impl fmt::Display, error: &CommandError) -> Self {
+        Fail::new(Code::Command, format!("{device}: {what}: {error}"))
+    }
+
+    /// The same, of a queue.
+    pub fn queued(device: &str, what: impl fmt::Display, failure: &Failure) -> Self {
+        let code = match failure {
+            Failure::Failed(_) => Code::Command,
+            Failure::Refused(_) | Failure::Lost => Code::System,
+        };
+        Fail::new(code, format!("{device}: {what}: {failure}"))
+    }
+
+    pub fn interrupted() -> Self {
+        Fail::new(Code::Interrupted, "interrupted")
+    }
+}
+
+/// The system's words without its number.
+pub fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_lowercase(),
+        None => text,
+    }
+}
+
+impl fmt::Display for Fail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Error> for Fail {
+    fn from(error: Error) -> Self {
+        Fail::new(Code::System, error)
+    }
+}
