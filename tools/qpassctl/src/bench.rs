@@ -356,41 +356,39 @@ fn text(rows: &[Row]) -> String {
     )
 }
 
-/// Commands a second over the depth, one chart a size; a line a method.
+/// Commands a second over the depth: for each size a chart a method, all of
+/// one height.
 fn charts(rows: &[Row], sizes: &[usize], runners: &[Runner]) -> String {
     let width = if std::io::stdout().is_terminal() {
         100
     } else {
         80
     };
+    let depths = rows.iter().map(|r| r.depth as f32);
+    let (low, high) = depths.fold((f32::MAX, 0f32), |(l, h), d| (l.min(d), h.max(d)));
     let mut all = String::new();
     for size in sizes {
-        let lines: Vec<Vec<(f32, f32)>> = runners
-            .iter()
-            .map(|runner| {
-                let name = runner.disk.device.name();
-                let is_its = |r: &&Row| {
-                    (r.size, r.device.as_str(), r.method) == (*size, name, runner.label())
-                };
-                let of = rows.iter().filter(is_its);
-                of.map(|r| (r.depth as f32, r.iops as f32)).collect()
-            })
-            .collect();
-        let depths = rows.iter().map(|r| r.depth as f32);
-        let (low, high) = depths.fold((f32::MAX, 0f32), |(l, h), d| (l.min(d), h.max(d)));
-        let shapes: Vec<_> = lines.iter().map(|points| Shape::Lines(points)).collect();
-        let top = lines.iter().flatten().fold(1f32, |top, (_, y)| top.max(*y));
-        let mut chart = Chart::new_with_y_range(width, 40, low, high, 0.0, top);
-        let mut drawn: &mut Chart = &mut chart;
-        for shape in &shapes {
-            drawn = drawn.lineplot(shape);
+        let of_size: Vec<_> = rows.iter().filter(|r| r.size == *size).collect();
+        let top = of_size.iter().fold(1f32, |top, r| top.max(r.iops as f32));
+        for runner in runners {
+            let name = runner.disk.device.name();
+            let is_its = |r: &&&Row| (r.device.as_str(), r.method) == (name, runner.label());
+            let points: Vec<_> = of_size
+                .iter()
+                .filter(is_its)
+                .map(|r| (r.depth as f32, r.iops as f32))
+                .collect();
+            let shape = Shape::Lines(&points);
+            let mut chart = Chart::new_with_y_range(width, 24, low, high, 0.0, top);
+            let drawn = chart.lineplot(&shape);
+            drawn.axis();
+            drawn.figures();
+            all.push_str(&format!(
+                "\n{name} {}, {}: commands/s over depth\n{drawn}",
+                runner.label(),
+                output::human(*size as u64)
+            ));
         }
-        drawn.axis();
-        drawn.figures();
-        all.push_str(&format!(
-            "\ncommands/s over depth, {}\n{drawn}",
-            output::human(*size as u64)
-        ));
     }
     all
 }
