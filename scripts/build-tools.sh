@@ -15,7 +15,7 @@ die() {
 }
 
 if [ "$(uname -s)" = FreeBSD ]; then
-	cargo build -q --locked --profile tools -p qpassctl
+	cargo build -q --locked --profile tools -p qpassctl -p qpass-client --bins --examples
 	echo "build-tools: target/tools/qpassctl"
 	exit 0
 fi
@@ -56,7 +56,9 @@ env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
 	CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_LINKER="$zig/zigcc" \
 	CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_RUSTFLAGS="-Zremap-cwd-prefix=." \
 	ZIG_GLOBAL_CACHE_DIR="$zig/cache" ZIG_LOCAL_CACHE_DIR="$zig/cache" \
-	/usr/bin/cargo build -q --locked --profile tools -p qpassctl \
+	/usr/bin/cargo build -q --locked --profile tools \
+	-p qpassctl -p qpass-client --bins --examples \
 	-Zbuild-std=std,panic_abort --target x86_64-unknown-freebsd
-cp target/tools/build/x86_64-unknown-freebsd/tools/qpassctl target/tools/qpassctl
+built=target/tools/build/x86_64-unknown-freebsd/tools
+cp "$built/qpassctl" "$built/examples/reactor" target/tools/
 echo "build-tools: target/tools/qpassctl ($(wc -c <target/tools/qpassctl) bytes, FreeBSD $release)"

@@ -96,8 +96,9 @@ impl<'a> Which<'a> {
 /// QPIOC_CANCEL. Sleeps.
 ///
 /// # Errors
-/// `EINVAL`, `EPERM`: see [`Which::parse`]; `ENOENT`: nothing outstanding is
-/// what was named; `ENXIO`: the device is gone.
+/// `EINVAL`: a flag that there is not, a reserved field, or fields that do not
+/// go together; `EPERM`: others' requests without PRIV_DRIVER; `ENOENT`: nothing
+/// outstanding is what was named; `ENXIO`: the device is gone.
 pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel, thread: Thread<'_>) -> Result {
     let which = Which::parse(&open.queue, what, thread)?;
     let unit = open.unit()?;

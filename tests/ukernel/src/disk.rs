@@ -142,6 +142,8 @@ pub struct RamDisk {
     pub lies_about_residual: AtomicBool,
     /// Keeps commands without answering them.
     pub stuck: AtomicBool,
+    /// Stores another first byte than it is given.
+    pub rots: AtomicBool,
     /// Cannot give a command back.
     pub cannot_abort: AtomicBool,
     /// The last NVMe command came with MPTR or DPTR set.
@@ -178,6 +180,7 @@ impl RamDisk {
             unit_attentions: AtomicU32::new(0),
             lies_about_residual: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            rots: AtomicBool::new(false),
             cannot_abort: AtomicBool::new(false),
             nvme_addresses_seen: AtomicBool::new(false),
             commands: AtomicU64::new(0),
@@ -436,6 +439,9 @@ impl RamDisk {
         };
         if cdb.first() == Some(&0x53) && flags & sys::CAM_DIR_MASK == sys::CAM_DIR_BOTH {
             return self.write_and_read(cdb, &mut copy);
+        }
+        if self.rots.load(Ordering::Relaxed) && flags & sys::CAM_DIR_MASK == sys::CAM_DIR_OUT {
+            copy.bytes.iter_mut().take(1).for_each(|byte| *byte ^= 1);
         }
         let data = match flags & sys::CAM_DIR_MASK {
             _ if copy.bytes.is_empty() => Data::None,

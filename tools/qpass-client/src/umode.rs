@@ -11,7 +11,8 @@
 //!   `unmapped` (takes unmapped I/O, which zero copy wants), `mounted=/mnt` (it
 //!   is in use), `busy=8` (another program has so many reads outstanding that
 //!   do not end), `attention=1` (so many commands answer UNIT ATTENTION
-//!   first), `dead` (does not answer);
+//!   first), `rots` (stores something else than it is given), `dead` (does not
+//!   answer);
 //! - `unprivileged`: the program is not root's.
 //!
 //! Without it there is one disk of 64 MiB. When the program ends the module is
@@ -54,6 +55,7 @@ struct Disk {
     mounted: Option<String>,
     busy: usize,
     attentions: u32,
+    rots: bool,
     dead: bool,
 }
 
@@ -122,6 +124,7 @@ fn option(disk: &mut Disk, word: &str) -> Option<()> {
         "mounted" => disk.mounted = Some(value.into()),
         "busy" => disk.busy = value.parse().ok()?,
         "attention" => disk.attentions = value.parse().ok()?,
+        "rots" => disk.rots = true,
         "dead" => disk.dead = true,
         _ => return None,
     }
@@ -195,6 +198,7 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
         }
         ram.stuck
             .store(disk.dead || disk.busy != 0, Ordering::SeqCst);
+        ram.rots.store(disk.rots, Ordering::SeqCst);
         ram.unit_attentions.store(disk.attentions, Ordering::SeqCst);
     }
     thread::PRIVILEGED.store(!description.unprivileged, Ordering::SeqCst);
