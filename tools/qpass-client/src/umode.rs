@@ -12,7 +12,7 @@
 //!   is in use), `busy=8` (another program has so many reads outstanding that
 //!   do not end), `attention=1` (so many commands answer UNIT ATTENTION
 //!   first), `rots` (stores something else than it is given), `dead` (does not
-//!   answer);
+//!   answer), `vanish=100ms` (is pulled out so long after the boot);
 //! - `unprivileged`: the program is not root's.
 //!
 //! Without it there is one disk of 64 MiB. When the program ends the module is
@@ -57,6 +57,7 @@ struct Disk {
     attentions: u32,
     rots: bool,
     dead: bool,
+    vanish: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +126,7 @@ fn option(disk: &mut Disk, word: &str) -> Option<()> {
         "busy" => disk.busy = value.parse().ok()?,
         "attention" => disk.attentions = value.parse().ok()?,
         "rots" => disk.rots = true,
+        "vanish" => disk.vanish = Some(duration(value)?),
         "dead" => disk.dead = true,
         _ => return None,
     }
@@ -200,6 +202,15 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
             .store(disk.dead || disk.busy != 0, Ordering::SeqCst);
         ram.rots.store(disk.rots, Ordering::SeqCst);
         ram.unit_attentions.store(disk.attentions, Ordering::SeqCst);
+    }
+    for (unit, disk) in description.disks.iter().enumerate() {
+        if let Some(after) = disk.vanish {
+            let device = kernel.disks[unit].0.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(after);
+                cam::detach(&device);
+            });
+        }
     }
     thread::PRIVILEGED.store(!description.unprivileged, Ordering::SeqCst);
     Ok(kernel)

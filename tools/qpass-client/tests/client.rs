@@ -47,6 +47,10 @@ const CASES: &[(&str, fn())] = &[
         "ata_and_nvme_commands_are_carried_out",
         ata_and_nvme_commands_are_carried_out,
     ),
+    (
+        "a_device_that_goes_gives_every_command_back",
+        a_device_that_goes_gives_every_command_back,
+    ),
     ("both_methods_count_the_same", both_methods_count_the_same),
 ];
 
@@ -369,5 +373,36 @@ fn both_methods_count_the_same() {
         assert_eq!(all(&mut queue).len(), 10);
         let counters = device.info().expect("info").counters;
         assert_eq!((counters.submitted, counters.completed), (so_far, so_far));
+    }
+}
+
+fn a_device_that_goes_gives_every_command_back() {
+    let (kernel, device) = boot("disk,latency=1ms,vanish=300ms;disk,latency=1ms,vanish=900ms");
+    let second = Device::open(&kernel, "qpass1").expect("open");
+    for (device, method) in [(device, Method::Enter), (second, Method::Queue)] {
+        let mut queue = device.queue(16, method).expect("queue");
+        let (mut submitted, mut back, mut good) = (0u64, 0u64, 0u64);
+        let mut gone = false;
+        let begin = Instant::now();
+        let error = loop {
+            assert!(begin.elapsed() < Duration::from_secs(20));
+            while !gone && queue.has_room() {
+                let buffer = device.buffer(4096).expect("buffer");
+                let command = Command::read(0, 8, buffer, 4096);
+                queue.submit(command, submitted).expect("room");
+                submitted += 1;
+            }
+            match queue.reap(1, Duration::from_secs(5)) {
+                Ok(found) => {
+                    back += found.len() as u64;
+                    gone |= found.iter().any(|c| c.result == Err(Failure::Lost));
+                    good += found.iter().filter(|c| c.result.is_ok()).count() as u64;
+                }
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.errno, Errno::ENXIO, "{method:?}");
+        assert!(good > 16, "{good}");
+        assert_eq!((submitted, queue.in_flight()), (back, 0), "{method:?}");
     }
 }
