@@ -150,7 +150,7 @@ const VARIABLES: &[&str] = &[
     "IOC_.*",
     "QPC_.*",
     "QPASS_.*",
-    "SYS_(getrusage|pread|__sysctlbyname|fork|mlock|fstat|close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
+    "SYS_(execve|getrusage|pread|__sysctlbyname|fork|mlock|fstat|close_range|exit|read|write|open|close|ioctl|fork|wait4|mmap|munmap|poll|kqueue|kevent|kldload|kldunload|clock_gettime|nanosleep|reboot|kenv|dup|getpid|sync|mprotect|kldstat|kldfind)",
     "MDT_.*",
     "SSD_.*",
     "PROTO_.*",

@@ -93,7 +93,7 @@ struct Bench<'a> {
 /// Runs so many rounds.
 pub fn run(sys: &mut FreeBsd, rounds: u32) -> Result<Score, &'static str> {
     sys.kldload("/qpass.ko").map_err(|_| "kldload failed")?;
-    crate::wait_for(sys, crate::NODES)?;
+    crate::wait_for(sys)?;
     let mut commands = [const { None }; DEEPEST];
     for command in &mut commands {
         let mut new = Command::new(sys, LONGEST);

@@ -1,6 +1,6 @@
 //! The [`Sys`] of a real FreeBSD kernel: its system calls.
 
-use conform::sys::{Access, Errno, Fd, Memory, Sys};
+use conform::sys::{Access, Errno, Fd, Memory, Sys, call};
 use core::arch::asm;
 use sys_bindings as sys;
 
@@ -46,6 +46,77 @@ impl CPath {
     }
     fn address(&self) -> usize {
         self.0.as_ptr() as usize
+    }
+}
+
+/// What a device is.
+pub struct Kind {
+    /// `PROTO_SCSI` and so on.
+    pub protocol: u32,
+    /// The peripheral device type of a SCSI device.
+    pub device_type: u8,
+    /// Its LUN, which of an NVMe device is the namespace.
+    pub lun: u64,
+    /// The emulated disk that can be pulled.
+    pub is_pulled: bool,
+}
+
+const UNITS: [[&str; 8]; 2] = [
+    [
+        "/dev/qpass0",
+        "/dev/qpass1",
+        "/dev/qpass2",
+        "/dev/qpass3",
+        "/dev/qpass4",
+        "/dev/qpass5",
+        "/dev/qpass6",
+        "/dev/qpass7",
+    ],
+    [
+        "/dev/pass0",
+        "/dev/pass1",
+        "/dev/pass2",
+        "/dev/pass3",
+        "/dev/pass4",
+        "/dev/pass5",
+        "/dev/pass6",
+        "/dev/pass7",
+    ],
+];
+
+/// The nodes of a driver that are there.
+pub struct Nodes {
+    names: [&'static str; 8],
+    there: [bool; 8],
+    next: usize,
+}
+
+impl Nodes {
+    /// Of `qpass`, or of `pass`.
+    pub fn all(sys: &mut FreeBsd, driver: &str) -> Self {
+        let names = UNITS[usize::from(driver == "pass")];
+        let there = names.map(|name| match sys.open(name, sys::O_RDWR as i32) {
+            Ok(fd) => {
+                sys.close(fd);
+                true
+            }
+            Err(_) => false,
+        });
+        Nodes {
+            names,
+            there,
+            next: 0,
+        }
+    }
+}
+
+impl Iterator for Nodes {
+    type Item = &'static str;
+
+    fn next(&mut self) -> Option<&'static str> {
+        let i = (self.next..8).find(|i| self.there[*i])?;
+        self.next = i + 1;
+        Some(self.names[i])
     }
 }
 
@@ -108,6 +179,131 @@ impl FreeBsd {
     pub fn kldunload(&mut self, id: usize) -> Result<(), Errno> {
         // SAFETY: a number.
         unsafe { syscall(sys::SYS_kldunload, [id, 0, 0, 0, 0, 0]) }.map(|_| ())
+    }
+
+    /// fork(2): 0 in the child.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn fork(&mut self) -> Result<usize, Errno> {
+        let me = self.pid();
+        // SAFETY: no arguments. The child returns with its parent's registers,
+        // but for those that the kernel sets.
+        let pid = unsafe { syscall(sys::SYS_fork, [0; 6]) }?;
+        Ok(if self.pid() == me { pid } else { 0 })
+    }
+
+    fn pid(&self) -> usize {
+        // SAFETY: no arguments.
+        unsafe { syscall(sys::SYS_getpid, [0; 6]) }.unwrap_or(0)
+    }
+
+    /// exit(2).
+    pub fn exit(&mut self, status: i32) -> ! {
+        loop {
+            // SAFETY: a number.
+            let _ = unsafe { syscall(sys::SYS_exit, [status as usize, 0, 0, 0, 0, 0]) };
+        }
+    }
+
+    /// wait4(2): the exit status of a child, -1 if it did not exit.
+    pub fn wait(&mut self, pid: usize) -> i32 {
+        let mut status = 0u32;
+        let at = &raw mut status as usize;
+        // SAFETY: the status lives for the call.
+        match unsafe { syscall(sys::SYS_wait4, [pid, at, 0, 0, 0, 0]) } {
+            Ok(_) if status & 0x7f == 0 => (status >> 8 & 0xff) as i32,
+            _ => -1,
+        }
+    }
+
+    /// Runs a program and waits for it: its exit status.
+    ///
+    /// # Errors
+    /// The errno of fork(2); ENOENT: it could not be executed.
+    pub fn run(&mut self, path: &str, args: &[&str]) -> Result<i32, Errno> {
+        /// What the child exits with that is no program's.
+        const NOT_THERE: i32 = 127;
+        let pid = self.fork()?;
+        if pid == 0 {
+            let path = CPath::new(path);
+            let mut copies = [const { CPath([0; 128]) }; 16];
+            let mut pointers = [0usize; 18];
+            pointers[0] = path.address();
+            for (i, arg) in args.iter().enumerate().take(16) {
+                copies[i] = CPath::new(arg);
+                pointers[i + 1] = copies[i].address();
+            }
+            let none = [0usize; 1];
+            // SAFETY: NUL-ended strings, and lists of them that end with 0.
+            let _ = unsafe {
+                let args = [
+                    path.address(),
+                    pointers.as_ptr() as usize,
+                    none.as_ptr() as usize,
+                    0,
+                    0,
+                    0,
+                ];
+                syscall(sys::SYS_execve, args)
+            };
+            self.exit(NOT_THERE);
+        }
+        match self.wait(pid) {
+            NOT_THERE => Err(sys::ENOENT as Errno),
+            status => Ok(status),
+        }
+    }
+
+    /// mmap(2) of memory that children share.
+    pub fn map_shared(&mut self, len: usize) -> *mut u8 {
+        let (prot, flags) = (
+            (sys::PROT_READ | sys::PROT_WRITE) as usize,
+            (sys::MAP_ANON | sys::MAP_SHARED) as usize,
+        );
+        // SAFETY: fresh memory.
+        let at = unsafe { syscall(sys::SYS_mmap, [0, len, prot, flags, usize::MAX, 0]) };
+        at.expect("mmap") as *mut u8
+    }
+
+    /// What a node's device is.
+    pub fn kind(&mut self, node: &str) -> Option<Kind> {
+        let fd = self.open(node, sys::O_RDWR as i32).ok()?;
+        // SAFETY: plain data.
+        let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
+        ccb.ccb_h.func_code = sys::XPT_GDEV_TYPE;
+        let answer = call(self, fd, sys::QPC_CAMIOCOMMAND, ccb);
+        self.close(fd);
+        let ccb = answer.ok()?;
+        // SAFETY: what the opcode says; the inquiry data is plain bytes.
+        unsafe {
+            let inquiry: &[u8; 36] = &*(&raw const ccb.cgd.inq_data).cast();
+            let is_scsi = ccb.cgd.protocol == sys::PROTO_SCSI;
+            Some(Kind {
+                protocol: ccb.cgd.protocol,
+                device_type: inquiry[0] & 0x1f,
+                lun: ccb.ccb_h.target_lun,
+                is_pulled: is_scsi && inquiry[0] & 0x1f == 0,
+            })
+        }
+    }
+
+    /// The node of the SCSI disk, of a driver.
+    pub fn disk_of(&mut self, driver: &str) -> Option<&'static str> {
+        let mut nodes = Nodes::all(self, driver);
+        let is_it = |node: &&'static str| self.kind(node).is_some_and(|kind| kind.is_pulled);
+        nodes.find(is_it)
+    }
+
+    /// The node of the SCSI disk, waited for.
+    pub fn wait_disk(&mut self) -> Option<&'static str> {
+        for _ in 0..100 {
+            if let Some(node) = self.disk_of("qpass") {
+                return Some(node);
+            }
+            self.sleep_ms(100);
+        }
+        None
     }
 
     /// nanosleep(2).
@@ -351,7 +547,7 @@ impl Sys for FreeBsd {
 
     fn depart(&mut self) {
         assert!(
-            self.ask_monitor("pull", |sys| sys.node().is_err()),
+            self.ask_monitor("pull", |sys| sys.node().is_none()),
             "the monitor does not pull"
         );
     }
@@ -361,7 +557,7 @@ impl Sys for FreeBsd {
             // The old unit's number is free again a moment after its last use;
             // a disk that comes before gets another one, and goes again.
             self.sleep_ms(300);
-            if self.ask_monitor("plug", |sys| sys.node().is_ok()) {
+            if self.ask_monitor("plug", |sys| sys.node().is_some()) {
                 return;
             }
             self.ask_monitor("pull", |_| true);
@@ -370,23 +566,11 @@ impl Sys for FreeBsd {
     }
 }
 
-/// Where the disk is, whatever the module's nodes are called.
-const DISKS: [&str; 2] = ["/dev/qpass0", "/dev/pass0"];
-
 impl FreeBsd {
-    /// Opens the disk under test, for a moment.
-    fn node(&mut self) -> Result<(), Errno> {
-        let mut last = Err(sys::ENOENT as Errno);
-        // With pass(4) in the kernel, its own node is there as well.
-        let names = if self.replaces {
-            &DISKS[1..]
-        } else {
-            &DISKS[..1]
-        };
-        for name in names {
-            last = self.open(name, sys::O_RDWR as i32).map(|fd| self.close(fd));
-        }
-        last
+    /// The disk under test: its node.
+    fn node(&mut self) -> Option<&'static str> {
+        let driver = if self.replaces { "pass" } else { "qpass" };
+        self.disk_of(driver)
     }
 
     /// Whether scripts/vm watches the console and has QEMU's monitor, and
@@ -394,7 +578,12 @@ impl FreeBsd {
     pub fn look_around(&mut self) {
         self.has_monitor = self.has_tunable("qpass.monitor");
         self.replaces = false;
-        self.replaces = self.has_tunable("hw.qpass.replace") && self.node().is_err();
+        self.replaces = self.has_tunable("hw.qpass.replace") && self.node().is_none();
+    }
+
+    /// Has the monitor pull the disk, and does not wait.
+    pub fn ask_to_pull(&mut self) {
+        self.ask_monitor("pull", |_| true);
     }
 
     fn has_tunable(&mut self, name: &str) -> bool {
@@ -403,6 +592,13 @@ impl FreeBsd {
 
     /// kenv(2): a tunable's number, or 0 if it is none.
     pub fn tunable(&mut self, name: &str) -> Option<u32> {
+        let (value, _) = self.tunable_text(name)?;
+        let digits = value.iter().take_while(|b| b.is_ascii_digit());
+        Some(digits.fold(0, |n, digit| n * 10 + u32::from(digit - b'0')))
+    }
+
+    /// kenv(2): a tunable's text, and how long it is.
+    pub fn tunable_text(&mut self, name: &str) -> Option<([u8; 16], usize)> {
         let name = CPath::new(name);
         let mut value = [0u8; 16];
         let args = [
@@ -415,8 +611,8 @@ impl FreeBsd {
         ];
         // SAFETY: the name and the buffer live for the call.
         unsafe { syscall(sys::SYS_kenv, args) }.ok()?;
-        let digits = value.iter().take_while(|b| b.is_ascii_digit());
-        Some(digits.fold(0, |n, digit| n * 10 + u32::from(digit - b'0')))
+        let len = value.iter().position(|b| *b == 0).unwrap_or(value.len());
+        Some((value, len))
     }
 
     /// Says on the console what scripts/vm shall have the monitor do, and

@@ -1,7 +1,8 @@
 //! The first process of a FreeBSD guest: loads qpass.ko, runs the conformance
-//! suite on `/dev/qpass0`, unloads, says how it went, and powers off.
+//! suite or another set of tests, unloads, says how it went, and powers off.
 //!
-//! With the tunable `qpass.bench` it measures instead: see `bench`.
+//! The tunable `qpass.set` names the set: see `sets`. With `qpass.bench` it
+//! measures instead: see `bench`.
 //!
 //! It is `/sbin/init` on a small read-only root, with no libc: `scripts/vm`
 //! builds it, boots a kernel that the user names, and reads its last line.
@@ -9,10 +10,12 @@
 
 mod bench;
 mod freebsd;
+mod sets;
 
 use conform::{Line, Score, sys::Sys};
 use core::fmt::Write;
 use freebsd::FreeBsd;
+use sets::Sheet;
 
 macro_rules! say {
     ($sys:expr, $($arg:tt)*) => {{
@@ -25,15 +28,20 @@ macro_rules! say {
 /// How often the module is loaded, used and unloaded.
 const ROUNDS: u32 = 3;
 
-fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
+fn load(sys: &mut FreeBsd) -> Result<usize, &'static str> {
+    sys.kldload("/qpass.ko").map_err(|errno| {
+        say!(sys, "guest: kldload: errno {errno}");
+        "kldload failed"
+    })
+}
+
+/// The conformance suite on the SCSI disk, and what pass(4) answers to it.
+fn conformance(sys: &mut FreeBsd) -> Result<Score, &'static str> {
     let mut total = Score::default();
     for round in 1..=ROUNDS {
-        let id = sys.kldload("/qpass.ko").map_err(|errno| {
-            say!(sys, "guest: kldload: errno {errno}");
-            "kldload failed"
-        })?;
+        let id = load(sys)?;
         say!(sys, "guest: round {round}: qpass.ko loaded, file id {id}");
-        let node = wait_for(sys, NODES)?;
+        let node = wait_for(sys)?;
         sys.look_around();
         say!(sys, "guest: testing {node}");
         let score = conform::run(sys, node);
@@ -57,28 +65,68 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
         say!(sys, "guest: round {round}: unloaded");
     }
     // What the kernel's own pass-through answers, where it has one.
-    if let Ok(fd) = sys.open("/dev/pass0", sys_bindings::O_RDWR as i32) {
-        sys.close(fd);
+    if let Some(node) = sys.disk_of("pass") {
         sys.hold();
-        say!(sys, "guest: parity of /dev/pass0");
-        conform::run_parity(sys, "/dev/pass0");
+        say!(sys, "guest: parity of {node}");
+        conform::run_parity(sys, node);
         say!(sys, "guest: end of parity");
         sys.flush();
     }
     Ok(total)
 }
 
-/// The module's first node, and what it is called where it stands in for
-/// pass(4).
-const NODES: [&str; 2] = ["/dev/qpass0", "/dev/pass0"];
+/// The set that the tunable `qpass.set` names; the conformance suite without.
+fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
+    let text = sys.tunable_text("qpass.set");
+    let name = match &text {
+        Some((text, len)) => core::str::from_utf8(&text[..*len]).unwrap_or("?"),
+        None => "conform",
+    };
+    say!(sys, "guest: set {name}");
+    if name == "conform" {
+        return conformance(sys);
+    }
+    let mut sheet = Sheet {
+        sys,
+        score: Score::default(),
+    };
+    if name == "unload" {
+        sets::unload(&mut sheet, |sys| load(sys).ok());
+        return Ok(sheet.score);
+    }
+    let id = load(sheet.sys)?;
+    // Devices are probed after init starts.
+    sheet.sys.sleep_ms(500);
+    sheet.sys.look_around();
+    match name {
+        "sims" => sets::sims(&mut sheet),
+        "unplug" => sets::unplug(&mut sheet),
+        "notify" => sets::notify(&mut sheet),
+        "replace" => sets::replace(&mut sheet),
+        "tools" => sets::tools(&mut sheet),
+        "shell" => {
+            // Whoever sits at the console ends it.
+            let ended = sheet.sys.run("/bin/sh", &["-i"]);
+            say!(sheet.sys, "guest: the shell has ended: {ended:?}");
+        }
+        "pair" => {
+            sets::pair(&mut sheet, id);
+            return Ok(sheet.score);
+        }
+        _ => return Err("there is no set of that name"),
+    }
+    let score = sheet.score;
+    unload(sys, id)?;
+    say!(sys, "guest: unloaded");
+    Ok(score)
+}
 
-/// Devices are probed after init starts.
-fn wait_for(sys: &mut FreeBsd, paths: [&'static str; 2]) -> Result<&'static str, &'static str> {
+/// The SCSI disk's node, of the module, which may stand in for pass(4).
+fn wait_for(sys: &mut FreeBsd) -> Result<&'static str, &'static str> {
     for _ in 0..100 {
-        for path in paths {
-            if let Ok(fd) = sys.open(path, sys_bindings::O_RDWR as i32) {
-                sys.close(fd);
-                return Ok(path);
+        for driver in ["qpass", "pass"] {
+            if let Some(node) = sys.disk_of(driver) {
+                return Ok(node);
             }
             // The first is waited for a while where both may come.
             sys.sleep_ms(100);
