@@ -3,11 +3,11 @@
 #
 # On FreeBSD with the system's own cargo; elsewhere with Debian's toolchain, which
 # has the sources of std, and with zig's C compiler, which has FreeBSD's libraries
-# to link against. The result is target/tools/qpassctl.
+# to link against. The result is target/freebsd/qpassctl.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
-mkdir -p target/tools
+mkdir -p target/freebsd
 
 die() {
 	echo "build-tools: $*" >&2
@@ -16,7 +16,8 @@ die() {
 
 if [ "$(uname -s)" = FreeBSD ]; then
 	cargo build -q --locked --profile tools -p qpassctl -p qpass-client --bins --examples
-	echo "build-tools: target/tools/qpassctl"
+	cp target/tools/qpassctl target/tools/examples/reactor target/freebsd/
+	echo "build-tools: target/freebsd/qpassctl"
 	exit 0
 fi
 
@@ -52,13 +53,13 @@ chmod +x "$zig/zigcc"
 
 env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
 	QPASS_SYSDIR="$root/.deps/freebsd-$release" \
-	CARGO_TARGET_DIR="$root/target/tools/build" \
+	CARGO_TARGET_DIR="$root/target/freebsd/build" \
 	CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_LINKER="$zig/zigcc" \
 	CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_RUSTFLAGS="-Zremap-cwd-prefix=." \
 	ZIG_GLOBAL_CACHE_DIR="$zig/cache" ZIG_LOCAL_CACHE_DIR="$zig/cache" \
 	/usr/bin/cargo build -q --locked --profile tools \
 	-p qpassctl -p qpass-client --bins --examples \
 	-Zbuild-std=std,panic_abort --target x86_64-unknown-freebsd
-built=target/tools/build/x86_64-unknown-freebsd/tools
-cp "$built/qpassctl" "$built/examples/reactor" target/tools/
-echo "build-tools: target/tools/qpassctl ($(wc -c <target/tools/qpassctl) bytes, FreeBSD $release)"
+built=target/freebsd/build/x86_64-unknown-freebsd/tools
+cp "$built/qpassctl" "$built/examples/reactor" target/freebsd/
+echo "build-tools: target/freebsd/qpassctl ($(wc -c <target/freebsd/qpassctl) bytes, FreeBSD $release)"

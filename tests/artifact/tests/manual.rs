@@ -1,4 +1,4 @@
-//! man/qpass.4: it is clean mdoc(7), and it names what there is.
+//! The manual pages: they are clean mdoc(7), and they name what there is.
 
 use std::{fs, path::Path, process::Command};
 
@@ -14,17 +14,116 @@ fn read(file: &str) -> String {
 /// not have the pages that are referred to.
 #[test]
 fn mandoc_has_nothing_to_say() {
-    let lint = Command::new("mandoc")
-        .args(["-T", "lint", "-W", "style"])
-        .arg(root().join("man/qpass.4"))
-        .output()
-        .expect("mandoc");
-    let found = String::from_utf8(lint.stdout).expect("text");
-    let found: Vec<_> = found
+    for page in ["qpass.4", "qpass_ioctl.4", "qpassctl.8"] {
+        let lint = Command::new("mandoc")
+            .args(["-T", "lint", "-W", "style"])
+            .arg(root().join("man").join(page))
+            .output()
+            .expect("mandoc");
+        let found = String::from_utf8(lint.stdout).expect("text");
+        let found: Vec<_> = found
+            .lines()
+            .filter(|line| !line.contains("referenced manual not found"))
+            .collect();
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}
+
+/// Words that are in a row of blanks, as one text.
+fn squeezed(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_structures_of_the_header_are_those_of_its_page() {
+    let (header, page) = (read("kmod/qpass_ioctl.h"), read("man/qpass_ioctl.4"));
+    let structures = |text: &str| -> Vec<(String, Vec<String>)> {
+        let mut found = Vec::new();
+        for part in text.split("struct qpass_").skip(1) {
+            let Some((name, rest)) = part.split_once(" {") else {
+                continue;
+            };
+            let Some((body, _)) = rest.split_once("};") else {
+                continue;
+            };
+            if name.contains(|c: char| !c.is_alphanumeric() && c != '_') {
+                continue;
+            }
+            let mut code = String::new();
+            for (i, piece) in body.split("/*").enumerate() {
+                code.push_str(if i == 0 {
+                    piece
+                } else {
+                    piece.split_once("*/").expect("a comment ends").1
+                });
+            }
+            let fields = code.split(';').map(squeezed).filter(|f| !f.is_empty());
+            found.push((name.to_owned(), fields.collect()));
+        }
+        found.sort();
+        found
+    };
+    let wanted = structures(&header);
+    assert_eq!(wanted.len(), 8);
+    assert_eq!(structures(&page), wanted);
+    for name in words(&header, "#define\tQPASS_") {
+        let is_guard = name == "VERSION";
+        assert!(
+            is_guard || page.contains(&format!("QPASS_{name}")),
+            "QPASS_{name}"
+        );
+    }
+}
+
+/// What `qpassctl --help` has, its page has.
+#[test]
+fn every_command_and_option_of_qpassctl_is_named() {
+    let (args, page) = (read("tools/qpassctl/src/args.rs"), read("man/qpassctl.8"));
+    let body = &args[args.find("pub enum Command {").expect("the commands")..];
+    let body = &body[..body.find("\n}\n").expect("their end")];
+    let is_command =
+        |line: &&str| line.starts_with("    ") && line.trim_start().starts_with(char::is_uppercase);
+    let commands: Vec<_> = body
         .lines()
-        .filter(|line| !line.contains("referenced manual not found"))
+        .filter(|line| line.len() - line.trim_start().len() == 4)
+        .filter(is_command)
+        .map(|line| {
+            words(&format!(" {}", line.trim_start()), " ")
+                .next()
+                .expect("a word")
+                .to_lowercase()
+        })
         .collect();
-    assert!(found.is_empty(), "{found:#?}");
+    assert_eq!(commands.len(), 13, "{commands:?}");
+    for command in commands {
+        assert!(page.contains(&format!(".Cm {command}\n")), "{command}");
+        assert!(page.contains(&format!(".It Cm {command}\n")), "{command}");
+    }
+    let mut options = 0;
+    let mut lines = args.lines().peekable();
+    while let Some(line) = lines.next() {
+        if !line.trim_start().starts_with("#[arg(long") {
+            continue;
+        }
+        let name = match line.split_once("long = \"") {
+            Some((_, rest)) => rest.split('"').next().expect("a name").to_owned(),
+            None => {
+                let field = lines
+                    .clone()
+                    .find(|l| l.contains(": "))
+                    .expect("a field follows");
+                let field = field.trim_start().trim_start_matches("pub ");
+                field.split(':').next().expect("a name").to_owned()
+            }
+        };
+        // Help has it in short; it is for tests and for the curious.
+        if name == "checkpoint" {
+            continue;
+        }
+        options += 1;
+        assert!(page.contains(&format!("Fl -{name}")), "--{name}");
+    }
+    assert!(options > 20, "{options}");
 }
 
 /// The words behind `before`, up to what cannot be in one.
