@@ -60,6 +60,8 @@ static ROUTINES: Routines = Routines {
 /// What the driver keeps of a device.
 pub struct Unit {
     pub(crate) maxio: u32,
+    /// The same, as far as each command of the device may be as long.
+    pub(crate) maxio_told: u32,
     pub(crate) unmapped: bool,
     pub(crate) devstat: DevStat,
     pub(crate) room: Shared<Room>,
@@ -152,6 +154,8 @@ impl Unit {
         };
         let unit = Unit {
             maxio,
+            // A CCB of an ATA command has no place for a list.
+            maxio_told: if inq.ata { maxio.min(MAX_CHUNK) } else { maxio },
             unmapped: inq.unmapped,
             devstat,
             room,

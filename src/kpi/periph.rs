@@ -279,6 +279,7 @@ impl Held<'_> {
             },
             maxio: cpi.maxio,
             unmapped: cpi.hba_misc & sys::PIM_UNMAPPED != 0,
+            ata: matches!(cpi.transport, sys::XPORT_ATA | sys::XPORT_SATA),
         }
     }
 
@@ -354,6 +355,8 @@ pub struct PathInq {
     pub maxio: u32,
     /// The SIM takes unmapped I/O.
     pub unmapped: bool,
+    /// The bus is ATA's, or SATA.
+    pub ata: bool,
 }
 
 /// Data guarded by the CAM device lock of one periph.

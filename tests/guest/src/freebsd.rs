@@ -55,6 +55,8 @@ pub struct Kind {
     pub protocol: u32,
     /// The peripheral device type of a SCSI device.
     pub device_type: u8,
+    /// Its bus and its target.
+    pub place: (u32, u32),
     /// Its LUN, which of an NVMe device is the namespace.
     pub lun: u64,
     /// The emulated disk that can be pulled.
@@ -282,6 +284,7 @@ impl FreeBsd {
             Some(Kind {
                 protocol: ccb.cgd.protocol,
                 device_type: inquiry[0] & 0x1f,
+                place: (ccb.ccb_h.path_id, ccb.ccb_h.target_id),
                 lun: ccb.ccb_h.target_lun,
                 is_pulled: is_scsi && inquiry[0] & 0x1f == 0,
             })
@@ -292,6 +295,16 @@ impl FreeBsd {
     pub fn disk_of(&mut self, driver: &str) -> Option<&'static str> {
         let mut nodes = Nodes::all(self, driver);
         let is_it = |node: &&'static str| self.kind(node).is_some_and(|kind| kind.is_pulled);
+        nodes.find(is_it)
+    }
+
+    /// The node that another driver has for a device.
+    pub fn node_at(&mut self, driver: &str, kind: &Kind) -> Option<&'static str> {
+        let mut nodes = Nodes::all(self, driver);
+        let is_it = |node: &&'static str| {
+            let other = self.kind(node);
+            other.is_some_and(|k| (k.place, k.lun) == (kind.place, kind.lun))
+        };
         nodes.find(is_it)
     }
 

@@ -48,6 +48,8 @@ pub struct PathInq {
     pub maxio: u32,
     /// `PIM_` flags.
     pub hba_misc: u32,
+    /// `XPORT_`.
+    pub transport: u32,
 }
 
 type AsyncFn = unsafe extern "C" fn(*mut c_void, u32, *mut sys::cam_path, *mut c_void);
@@ -640,6 +642,10 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                     cpi.version_num = 1;
                     cpi.maxio = inq.maxio;
                     cpi.hba_misc = inq.hba_misc;
+                    cpi.transport = inq.transport;
+                    for (to, from) in cpi.dev_name.iter_mut().zip(*b"ram") {
+                        *to = from as c_char;
+                    }
                     cpi.unit_number = device.id.0;
                 }
                 cpi.ccb_h.status = sys::CAM_REQ_CMP;

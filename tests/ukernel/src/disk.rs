@@ -39,6 +39,8 @@ pub struct Config {
     pub threads: usize,
     /// Takes unmapped I/O.
     pub unmapped: bool,
+    /// Is on a SATA bus.
+    pub sata: bool,
     /// Where its contents are kept from one machine to the next; else they
     /// begin as zeroes and go with it.
     pub file: Option<PathBuf>,
@@ -54,6 +56,7 @@ impl Default for Config {
             jitter: Duration::ZERO,
             threads: 2,
             unmapped: false,
+            sata: false,
             file: None,
         }
     }
@@ -623,6 +626,11 @@ impl Sim for RamDisk {
                 sys::PIM_UNMAPPED
             } else {
                 0
+            },
+            transport: if self.config.sata {
+                sys::XPORT_SATA
+            } else {
+                sys::XPORT_UNKNOWN
             },
         }
     }

@@ -4,6 +4,7 @@ use super::*;
 
 tests! {
     info_says_what_there_is;
+    info_of_an_ata_device_says_what_its_commands_may_move;
     info_is_true_at_every_moment;
     reserved_fields_are_zero_or_einval;
     a_limit_is_lowered_and_raised_again;
@@ -268,6 +269,40 @@ fn cancel_of_all_leaves_other_opens_alone() {
     machine.close(fd);
     machine.close(other);
     machine.unload(module);
+}
+
+/// The CCB of an ATA command has no place for the list that a longer transfer
+/// is: what is told is what is taken.
+fn info_of_an_ata_device_says_what_its_commands_may_move() {
+    for unmapped in [false, true] {
+        let (mut machine, module) = boot(Config {
+            maxio: 3 << 20,
+            sata: true,
+            unmapped,
+            ..Config::default()
+        });
+        let fd = machine.open(NODE, RDWR).expect("open");
+        let maxio = info(&mut machine, fd).expect("info").maxio;
+        assert_eq!(maxio, 1 << 20);
+        for (len, taken) in [(maxio, Ok(())), (maxio + 512, Err(EINVAL))] {
+            let mut command = Command::new(&mut machine, len as usize);
+            let data = command.data.address();
+            command.immediate(sys::XPT_ATA_IO);
+            command.hdr().flags = sys::CAM_DIR_IN;
+            // SAFETY: plain data.
+            let io = unsafe { &mut command.ccb.ccb_mut().ataio };
+            io.cmd.command = 0x25;
+            (io.data_ptr, io.dxfer_len) = (data as *mut u8, len);
+            assert_eq!(command.queue(&mut machine, fd), taken, "{len}");
+            if taken.is_ok() {
+                assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+                command.get(&mut machine, fd).expect("get");
+                assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+            }
+        }
+        machine.close(fd);
+        machine.unload(module);
+    }
 }
 
 /// QPASS_CANCEL_DEVICE: dequeued, aborted, unable, done.

@@ -1136,6 +1136,7 @@ fn load(machine: &Machine, fds: &[i32], threads: usize, commands: usize) -> u64 
 
 const BUSY: Config = Config {
     file: None,
+    sata: false,
     size: 8 << 20,
     maxio: 1 << 20,
     openings: 8,

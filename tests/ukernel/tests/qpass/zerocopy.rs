@@ -26,6 +26,7 @@ tests! {
 
 const PAGES: Config = Config {
     file: None,
+    sata: false,
     size: 16 << 20,
     maxio: 8 << 20,
     openings: 32,
