@@ -262,12 +262,6 @@ fn text(bytes: &[u8]) -> String {
     all.trim().to_owned()
 }
 
-/// ATA's strings have the bytes of each word swapped.
-fn swapped(bytes: &[u8]) -> String {
-    let words = bytes.chunks(2).flat_map(|w| w.iter().rev().copied());
-    text(&words.collect::<Vec<u8>>())
-}
-
 fn c_text(name: &[core::ffi::c_char]) -> String {
     text(&name.iter().map(|c| *c as u8).collect::<Vec<u8>>())
 }
@@ -520,12 +514,13 @@ impl Device {
                 identity.revision = text(&data[32..36]);
             }
             Protocol::Ata => {
+                // CAM keeps the strings in the order of their bytes, unlike the device.
                 // SAFETY: plain bytes, 512 of them.
                 let data: &[u8; 512] = unsafe { &*(&raw const dev.ident_data).cast() };
-                identity.product = swapped(&data[54..94]);
-                identity.revision = swapped(&data[46..54]);
+                identity.product = text(&data[54..94]);
+                identity.revision = text(&data[46..54]);
                 if identity.serial.is_empty() {
-                    identity.serial = swapped(&data[20..40]);
+                    identity.serial = text(&data[20..40]);
                 }
             }
             Protocol::Nvme => {

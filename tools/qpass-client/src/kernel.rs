@@ -39,10 +39,10 @@ pub trait Kernel: Send + Sync {
     /// and the data that a CCB names stays until it is reaped.
     unsafe fn ioctl(&self, fd: Fd, request: u64, arg: usize) -> Result<(), Errno>;
 
-    /// poll(2) for a completion: whether there is one, or the device has gone.
+    /// Waits for a completion: whether there is one, or the device has gone.
     ///
     /// # Errors
-    /// poll(2)'s.
+    /// kevent(2)'s.
     fn wait(&self, fd: Fd, timeout: Duration) -> Result<bool, Errno>;
 
     /// mmap(2), anonymous: `len` bytes of zeroes.

@@ -7,6 +7,7 @@ use crate::{
 use core::{ptr::NonNull, time::Duration};
 use std::{
     ffi::{CStr, CString},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::Arc,
 };
 
@@ -33,6 +34,52 @@ fn c_string(text: &str) -> Result<CString, Errno> {
     CString::new(text).map_err(|_| Errno::EINVAL)
 }
 
+thread_local! {
+    /// What a thread waits in.
+    static KQUEUE: Result<Kqueue, Errno> = Kqueue::new();
+}
+
+struct Kqueue(OwnedFd);
+
+impl Kqueue {
+    fn new() -> Result<Self, Errno> {
+        // SAFETY: a new descriptor, which is owned here.
+        unsafe { Ok(Kqueue(OwnedFd::from_raw_fd(check(libc::kqueue())?))) }
+    }
+
+    /// Waits for one event of one descriptor.
+    fn wait(&self, fd: Fd, timeout: Duration) -> Result<bool, Errno> {
+        // SAFETY: plain data.
+        let mut event: libc::kevent = unsafe { core::mem::zeroed() };
+        event.ident = fd as usize;
+        event.filter = libc::EVFILT_READ;
+        event.flags = libc::EV_ADD | libc::EV_ONESHOT;
+        let time = libc::timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        let mut found = event;
+        let kq = self.0.as_raw_fd();
+        // SAFETY: one event each way, and a time.
+        let n = check(unsafe { libc::kevent(kq, &event, 1, &mut found, 1, &time) });
+        if n == Ok(1) {
+            return match found.flags & libc::EV_ERROR {
+                0 => Ok(true),
+                _ => Err(Errno::new(found.data as i32)),
+            };
+        }
+        // It is not to come to who waits for something else.
+        event.flags = libc::EV_DELETE;
+        let none = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: one change. That it is gone already is no matter.
+        unsafe { libc::kevent(kq, &event, 1, core::ptr::null_mut(), 0, &none) };
+        n.map(|_| false)
+    }
+}
+
 impl Kernel for FreeBsd {
     fn open(&self, path: &str) -> Result<Fd, Errno> {
         let path = c_string(path)?;
@@ -51,16 +98,11 @@ impl Kernel for FreeBsd {
     }
 
     fn wait(&self, fd: Fd, timeout: Duration) -> Result<bool, Errno> {
-        let mut poll = libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // Up, so that a short time is not none.
-        let ms = timeout.as_nanos().div_ceil(1_000_000);
-        let ms = i32::try_from(ms).unwrap_or(i32::MAX);
-        // SAFETY: one pollfd.
-        check(unsafe { libc::poll(&mut poll, 1, ms) }).map(|n| n != 0)
+        // pass(4) does not tell poll(2) of every completion, but kqueue(2).
+        KQUEUE.with(|kq| match kq {
+            Ok(kq) => kq.wait(fd, timeout),
+            Err(errno) => Err(*errno),
+        })
     }
 
     fn map(&self, len: usize) -> Result<NonNull<u8>, Errno> {

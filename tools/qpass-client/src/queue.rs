@@ -462,7 +462,7 @@ impl Queue {
             let open = &self.device.open;
             match open.kernel.wait(open.fd, left) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(open.error("poll", errno)),
+                Err(errno) => return Err(open.error("wait", errno)),
             }
         }
     }
