@@ -85,3 +85,30 @@ fn the_example_compiles_without_warnings() {
     let program = include_str!("../../../docs/example.c");
     compiles_with(&["-Wno-padded"], "c", "-std=c11", program);
 }
+
+/// The README's twenty lines.
+#[test]
+fn the_readme_compiles_without_warnings() {
+    let readme = include_str!("../../../README.md");
+    let (_, rest) = readme.split_once("```c\n").expect("an example");
+    let (example, _) = rest.split_once("```").expect("its end");
+    assert!(example.lines().count() <= 26, "it is short");
+    let program = format!(
+        "#include <sys/types.h>
+#include <sys/ioctl.h>
+#include <stdio.h>
+#include <cam/cam.h>
+#include <cam/cam_ccb.h>
+#include <errno.h>
+#include <string.h>
+#include <qpass_ioctl.h>
+{example}
+int use(int fd, union ccb *ccbs, struct qpass_completion *done);
+int use(int fd, union ccb *ccbs, struct qpass_completion *done)
+{{
+	return (run_16(fd, ccbs, done));
+}}
+"
+    );
+    compiles_with(&["-Wno-padded"], "c", "-std=c11", &program);
+}
