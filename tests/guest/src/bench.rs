@@ -92,7 +92,8 @@ struct Bench<'a> {
 
 /// Runs so many rounds.
 pub fn run(sys: &mut FreeBsd, rounds: u32) -> Result<Score, &'static str> {
-    sys.kldload("/qpass.ko").map_err(|_| "kldload failed")?;
+    let module = sys.module();
+    sys.kldload(module).map_err(|_| "kldload failed")?;
     crate::wait_for(sys)?;
     let mut commands = [const { None }; DEEPEST];
     for command in &mut commands {

@@ -164,6 +164,23 @@ impl FreeBsd {
         };
     }
 
+    /// Whether a file is there.
+    pub fn has(&mut self, path: &str) -> bool {
+        match self.open(path, sys::O_RDONLY as i32) {
+            Ok(fd) => {
+                self.close(fd);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// The module: on the root, or on the CD that is mounted on an image's.
+    pub fn module(&mut self) -> &'static str {
+        const PLACES: [&str; 2] = ["/qpass.ko", "/mnt/qpass.ko"];
+        PLACES[usize::from(!self.has(PLACES[0]))]
+    }
+
     /// kldload(2): the file's id.
     ///
     /// # Errors
@@ -507,7 +524,8 @@ impl Sys for FreeBsd {
 
     fn map_file(&mut self, len: usize) -> *mut u8 {
         // The module is the largest file there is.
-        let fd = self.open("/qpass.ko", sys::O_RDONLY as i32).expect("open") as usize;
+        let module = self.module();
+        let fd = self.open(module, sys::O_RDONLY as i32).expect("open") as usize;
         let (prot, flags) = (
             (sys::PROT_READ | sys::PROT_WRITE) as usize,
             sys::MAP_PRIVATE as usize,

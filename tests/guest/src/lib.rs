@@ -29,7 +29,8 @@ macro_rules! say {
 const ROUNDS: u32 = 3;
 
 fn load(sys: &mut FreeBsd) -> Result<usize, &'static str> {
-    sys.kldload("/qpass.ko").map_err(|errno| {
+    let module = sys.module();
+    sys.kldload(module).map_err(|errno| {
         say!(sys, "guest: kldload: errno {errno}");
         "kldload failed"
     })

@@ -711,7 +711,10 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         return;
     };
     let name = node.strip_prefix("/dev/").unwrap_or(node);
-    const TOOL: &str = "/bin/qpassctl";
+    const TOOLS: [&str; 2] = ["/bin/qpassctl", "/mnt/bin/qpassctl"];
+    const REACTORS: [&str; 2] = ["/bin/reactor", "/mnt/bin/reactor"];
+    let at = usize::from(!sheet.sys.has(TOOLS[0]));
+    let (tool, file) = (TOOLS[at], sheet.sys.module());
     let runs: [(&str, &[&str], i32); 15] = [
         ("list", &["list"], 0),
         ("list --json", &["list", "--json"], 0),
@@ -722,15 +725,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         ("cdb that fails", &["cdb", name, "ff"], 1),
         (
             "write",
-            &[
-                "write",
-                "/qpass.ko",
-                name,
-                "--pad",
-                "--verify",
-                "--seek",
-                "64",
-            ],
+            &["write", file, name, "--pad", "--verify", "--seek", "64"],
             0,
         ),
         ("read", &["read", name, "/dev/null", "--count", "65536"], 0),
@@ -757,7 +752,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         ("no device", &["tur", "qpass99"], 3),
     ];
     for (what, args, wanted) in runs {
-        let code = sheet.sys.run(TOOL, args);
+        let code = sheet.sys.run(tool, args);
         sheet.check("qpassctl", what, code == Ok(wanted));
     }
     // The disks that are not SCSI, by what they speak.
@@ -767,11 +762,11 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         };
         if matches!(kind.protocol, sys::PROTO_ATA | sys::PROTO_NVME) {
             let name = node.strip_prefix("/dev/").unwrap_or(node);
-            let code = sheet.sys.run(TOOL, &["readcap", name]);
+            let code = sheet.sys.run(tool, &["readcap", name]);
             sheet.check("qpassctl readcap", node, code == Ok(0));
             let code = sheet
                 .sys
-                .run(TOOL, &["write", "/qpass.ko", name, "--pad", "--verify"]);
+                .run(tool, &["write", file, name, "--pad", "--verify"]);
             sheet.check("qpassctl write", node, code == Ok(0));
         }
     }
@@ -788,10 +783,10 @@ pub fn tools(sheet: &mut Sheet<'_>) {
             "--compare",
             "pass",
         ];
-        let code = sheet.sys.run(TOOL, &args);
+        let code = sheet.sys.run(tool, &args);
         sheet.check("qpassctl bench", "beside pass(4)", code == Ok(0));
     }
-    let reactor = sheet.sys.run("/bin/reactor", &[name, name]);
+    let reactor = sheet.sys.run(REACTORS[at], &[name, name]);
     sheet.check("a reactor with two queues", node, reactor == Ok(0));
     // The CD is mounted: it is the root.
     let cd = Nodes::all(sheet.sys, "qpass").find(|node| {
@@ -799,7 +794,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         kind.is_some_and(|k| k.device_type == 5)
     });
     if let Some(cd) = cd {
-        let code = sheet.sys.run(TOOL, &["write", "/qpass.ko", cd, "--pad"]);
+        let code = sheet.sys.run(tool, &["write", file, cd, "--pad"]);
         sheet.check("a mounted device is refused", cd, code == Ok(5));
     }
 }

@@ -647,6 +647,21 @@ fn outstanding(entry: &sys::qpass_outstanding) -> Outstanding {
     }
 }
 
+/// The nodes of qpass(4): `qpassN`, or, where it stands in for pass(4), those of
+/// `passN` that are its.
+///
+/// # Errors
+/// Of reading `/dev`.
+pub fn own_nodes(kernel: &Arc<dyn Kernel>) -> Result<Vec<String>, Error> {
+    let own = nodes(kernel, "qpass")?;
+    if !own.is_empty() {
+        return Ok(own);
+    }
+    let is_own = |name: &String| Device::open(kernel, name).is_ok_and(|d| d.is_qpass());
+    let theirs = nodes(kernel, "pass")?;
+    Ok(theirs.into_iter().filter(is_own).collect())
+}
+
 /// The nodes of a driver, `qpass` or `pass`, in the order of their numbers.
 ///
 /// # Errors

@@ -47,7 +47,7 @@ mod usage;
 pub use command::{Command, Direction, NvmeEntry, Registers};
 pub use device::{
     Cancel, Cancelled, Counters, Device, Features, Identity, Info, Limits, Outstanding, Protocol,
-    State, nodes,
+    State, nodes, own_nodes,
 };
 pub use errno::Errno;
 pub use error::{CamStatus, CommandError, DeviceStatus, Error, Failure};

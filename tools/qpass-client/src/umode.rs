@@ -13,6 +13,8 @@
 //!   do not end), `attention=1` (so many commands answer UNIT ATTENTION
 //!   first), `rots` (stores something else than it is given), `dead` (does not
 //!   answer), `vanish=100ms` (is pulled out so long after the boot);
+//! - `kern.cam.qpass.max_requests=4` and the like, sysctls that are set, and
+//!   `hw.qpass.replace=1`, a tunable;
 //! - `unprivileged`: the program is not root's.
 //!
 //! Without it there is one disk of 64 MiB. When the program ends the module is
@@ -64,6 +66,8 @@ struct Disk {
 struct Description {
     disks: Vec<Disk>,
     unprivileged: bool,
+    sysctls: Vec<(String, u64)>,
+    replaces: bool,
 }
 
 fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -101,6 +105,12 @@ fn parse(text: &str) -> Result<Description, String> {
                 all.disks.push(disk);
             }
             ("unprivileged", "") => all.unprivileged = true,
+            ("hw.qpass.replace", "1") => all.replaces = true,
+            (name, value) if name.starts_with("kern.cam.qpass.") => {
+                let value =
+                    bytes(value).ok_or_else(|| format!("QPASS_UKERNEL: bad part {part:?}"))?;
+                all.sysctls.push((name.into(), value));
+            }
             _ => return Err(format!("QPASS_UKERNEL: bad part {part:?}")),
         }
     }
@@ -184,19 +194,32 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
             kernel.mounted.push((unit, place.clone()));
         }
     }
+    if description.replaces {
+        sysctl::set_tunable("replace", 1);
+    }
     cam::settle();
     let loaded = Module::load(&module).map_err(|e| format!("{}: {e}", file.display()))?;
     *kernel.module.lock().expect("the module") = Some(loaded);
+    let driver = if description.replaces {
+        "pass"
+    } else {
+        "qpass"
+    };
     for unit in 0..kernel.disks.len() {
-        let node = format!("qpass{unit}");
+        let node = format!("{driver}{unit}");
         wait_until("the nodes are there", || devfs::exists(&node));
     }
     let kernel = Arc::new(kernel);
+    for (name, value) in &description.sysctls {
+        let set = kernel.sysctl(name, Some(*value));
+        set.map_err(|errno| format!("QPASS_UKERNEL: {name}: {errno}"))?;
+    }
     for (unit, disk) in description.disks.iter().enumerate() {
         let ram = &kernel.disks[unit].1;
         if disk.busy != 0 {
             ram.stuck.store(true, Ordering::SeqCst);
-            keep_busy(&kernel, unit, disk.busy).map_err(|e| format!("qpass{unit}: busy: {e}"))?;
+            let node = format!("{driver}{unit}");
+            keep_busy(&kernel, &node, disk.busy).map_err(|e| format!("{node}: busy: {e}"))?;
         }
         ram.stuck
             .store(disk.dead || disk.busy != 0, Ordering::SeqCst);
@@ -217,9 +240,9 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
 }
 
 /// Reads of somebody else's, queued and not reaped.
-fn keep_busy(kernel: &Umode, unit: usize, count: usize) -> Result<(), Errno> {
+fn keep_busy(kernel: &Umode, node: &str, count: usize) -> Result<(), Errno> {
     const LEN: usize = 4096;
-    let fd = kernel.open(&format!("/dev/qpass{unit}"))?;
+    let fd = kernel.open(&format!("/dev/{node}"))?;
     for i in 0..count {
         let ccb = kernel.map(size_of::<sys::ccb>())?.cast::<sys::ccb>();
         let data = kernel.map(LEN)?;

@@ -9,7 +9,7 @@ use crate::{
 };
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use qpass_client::{Buffer, Command, Device, Errno, Kernel, Method, Queue};
+use qpass_client::{Buffer, Command, Device, Kernel, Method, Queue};
 use serde::Serialize;
 use std::{
     io::IsTerminal,
@@ -195,6 +195,7 @@ fn other(kernel: &Arc<dyn Kernel>, device: &Device, name: &str) -> Result<Device
 
 pub fn bench(kernel: &Arc<dyn Kernel>, args: &Bench, json: bool) -> Result<(), Fail> {
     let device = crate::open(kernel, &args.device)?;
+    check_depth(&device, &args.depth)?;
     let table = match &args.csv {
         Some(path) => Some(Target::open(path)?),
         None => None,
@@ -249,8 +250,7 @@ pub fn bench(kernel: &Arc<dyn Kernel>, args: &Bench, json: bool) -> Result<(), F
     }
     for _ in 0..args.rounds {
         for each in &mut all {
-            turn(&runners[each.runner], args.op, each, args.time)
-                .map_err(|fail| explain(fail, args))?;
+            turn(&runners[each.runner], args.op, each, args.time)?;
             bar.inc(1);
         }
     }
@@ -272,16 +272,20 @@ pub fn bench(kernel: &Arc<dyn Kernel>, args: &Bench, json: bool) -> Result<(), F
     Ok(())
 }
 
-/// A depth above the driver's limit is not an error of the device's.
-fn explain(fail: Fail, args: &Bench) -> Fail {
-    let again = Errno::EAGAIN.to_string();
-    if fail.message.contains(&again) {
-        let deepest = args.depth.iter().max().copied().unwrap_or(0);
-        return Fail::usage(format!(
-            "{fail}; --depth {deepest} may be above qpassctl limits"
-        ));
+/// A queue that is never full would not be of the depth that is asked for.
+fn check_depth(device: &Device, depths: &[u32]) -> Result<(), Fail> {
+    if !device.is_qpass() {
+        return Ok(());
     }
-    fail
+    let most = device.limits(None, None)?.requests;
+    match depths.iter().find(|depth| **depth > most) {
+        None => Ok(()),
+        Some(depth) => Err(Fail::usage(format!(
+            "{}: an open may have {most} requests outstanding, which is less than a depth of \
+             {depth}; see qpassctl limits",
+            device.name()
+        ))),
+    }
 }
 
 fn rows(all: &[Combination], runners: &[Runner], op: Op) -> Vec<Row> {

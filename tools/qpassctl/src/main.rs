@@ -13,7 +13,7 @@ mod show;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use fail::{Code, Fail};
-use qpass_client::{Device, Kernel, nodes};
+use qpass_client::{Device, Kernel, own_nodes};
 use std::{
     process::ExitCode,
     sync::{
@@ -44,7 +44,7 @@ pub fn open(kernel: &Arc<dyn Kernel>, name: &str) -> Result<Device, Fail> {
         )?);
     }
     let mut refused = None;
-    for node in nodes(kernel, "qpass")? {
+    for node in own_nodes(kernel)? {
         match Device::open(kernel, &node) {
             Ok(device) => {
                 if device.peripherals()?.iter().any(|p| p == short) {

@@ -9,7 +9,8 @@ use crate::{
     stopped,
 };
 use qpass_client::{
-    Cancel, Command, Counters, Device, Errno, Features, Kernel, Outstanding, State, nodes, users,
+    Cancel, Command, Counters, Device, Errno, Features, Kernel, Outstanding, State, own_nodes,
+    users,
 };
 use serde::Serialize;
 use std::{
@@ -83,7 +84,7 @@ fn listed(kernel: &Arc<dyn Kernel>, node: &str) -> Result<Listed, Fail> {
 
 /// The nodes of the driver; that there is none is an error that says why.
 fn all_nodes(kernel: &Arc<dyn Kernel>) -> Result<Vec<String>, Fail> {
-    let found = nodes(kernel, "qpass")?;
+    let found = own_nodes(kernel)?;
     if found.is_empty() {
         return Err(Fail::new(
             Code::System,

@@ -1,6 +1,8 @@
 //! Every command of qpassctl, as a user gives it, on qpass.ko in the user-mode
 //! kernel. Each run unloads the module at its end, and a leak ends it with 70.
 
+#![cfg(target_os = "linux")]
+
 use serde_json::Value;
 use std::{
     fs,
@@ -560,6 +562,9 @@ fn bench_compares_methods_and_writes_tables() {
     }
     assert_eq!(json[0]["ratio"], 1.0);
     run(&machine, &["bench", "da0", "--compare", "pass"]).failed(3, &["no pass(4)"]);
+    let few = "disk;kern.cam.qpass.max_requests=4";
+    run(few, &["bench", "da0", "--depth", "1,8"])
+        .failed(2, &["qpass0: an open", "4 requests", "depth of 8"]);
     let other = format!("{machine};disk");
     run(&other, &["bench", "da0", "--compare", "qpass1"]).failed(2, &["not the same device"]);
 }
@@ -713,4 +718,14 @@ fn a_machine_that_makes_no_sense_is_refused() {
     command.env("QPASS_KO", "/dev/null");
     ran(command, None).failed(3, &["/dev/null"]);
     run("disk=/no/such/disk", &["list"]).failed(3, &["/no/such/disk"]);
+}
+
+#[test]
+fn where_it_stands_in_for_pass_its_nodes_are_found() {
+    let machine = "disk;hw.qpass.replace=1";
+    let text = run(machine, &["list"]).good();
+    assert!(text.text().contains("pass0") && !text.text().contains("qpass0"));
+    run(machine, &["tur", "da0"]).good();
+    run(machine, &["stats", "pass0"]).good();
+    run(machine, &["tur", "qpass0"]).failed(3, &["qpass0: open", "ENOENT"]);
 }

@@ -54,7 +54,7 @@ const CASES: &[(&str, fn())] = &[
     ("both_methods_count_the_same", both_methods_count_the_same),
 ];
 
-fn main() {
+pub fn main() {
     if let Ok(name) = std::env::var("CLIENT_CASE") {
         let case = CASES.iter().find(|(n, _)| *n == name).expect("a case");
         case.1();
