@@ -73,6 +73,12 @@ enum qpass_constants {
 	QPC_CAM_PRIORITY_NORMAL = CAM_PRIORITY_NORMAL,
 };
 
+/* 15 calls it by the name that C has for it. */
+#ifdef SYS_exit
+static const unsigned int QPC_SYS_EXIT = SYS_exit;
+#else
+static const unsigned int QPC_SYS_EXIT = SYS__exit;
+#endif
 static const unsigned long long QPC_SBT_1S = SBT_1S;
 static const unsigned long long QPC_SBT_1MS = SBT_1MS;
 static const unsigned int QPC_CAM_XPT_PATH_ID = CAM_XPT_PATH_ID;

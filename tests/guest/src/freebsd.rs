@@ -221,7 +221,7 @@ impl FreeBsd {
     pub fn exit(&mut self, status: i32) -> ! {
         loop {
             // SAFETY: a number.
-            let _ = unsafe { syscall(sys::SYS_exit, [status as usize, 0, 0, 0, 0, 0]) };
+            let _ = unsafe { syscall(sys::QPC_SYS_EXIT, [status as usize, 0, 0, 0, 0, 0]) };
         }
     }
 
