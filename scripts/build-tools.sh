@@ -1,5 +1,8 @@
 #!/bin/sh
-# Builds qpassctl for FreeBSD. usage: scripts/build-tools.sh
+# Builds qpassctl for FreeBSD. usage: scripts/build-tools.sh [check RELEASE]
+#
+# With "check", compiles it against the headers of another release, and links
+# nothing.
 #
 # On FreeBSD with the system's own cargo; elsewhere with Debian's toolchain, which
 # has the sources of std, and with zig's C compiler, which has FreeBSD's libraries
@@ -51,15 +54,24 @@ PYTHONPATH=$zig/lib exec python3 -m ziglang cc -target x86_64-freebsd.$release.2
 EOF
 chmod +x "$zig/zigcc"
 
-env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
-	QPASS_SYSDIR="$root/.deps/freebsd-$release" \
-	CARGO_TARGET_DIR="$root/target/freebsd/build" \
-	CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_LINKER="$zig/zigcc" \
-	CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_RUSTFLAGS="-Zremap-cwd-prefix=." \
-	ZIG_GLOBAL_CACHE_DIR="$zig/cache" ZIG_LOCAL_CACHE_DIR="$zig/cache" \
-	/usr/bin/cargo build -q --locked --profile tools \
-	-p qpassctl -p qpass-client --bins --examples \
-	-Zbuild-std=std,panic_abort --target x86_64-unknown-freebsd
+# usage: cross CARGO-COMMAND RELEASE
+cross() {
+	env RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 \
+		QPASS_SYSDIR="$root/.deps/freebsd-$2" \
+		CARGO_TARGET_DIR="$root/target/freebsd/build" \
+		CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_LINKER="$zig/zigcc" \
+		CARGO_TARGET_X86_64_UNKNOWN_FREEBSD_RUSTFLAGS="-Zremap-cwd-prefix=." \
+		ZIG_GLOBAL_CACHE_DIR="$zig/cache" ZIG_LOCAL_CACHE_DIR="$zig/cache" \
+		/usr/bin/cargo "$1" -q --locked --profile tools \
+		-p qpassctl -p qpass-client --bins --examples \
+		-Zbuild-std=std,panic_abort --target x86_64-unknown-freebsd
+}
+if [ "${1:-}" = check ]; then
+	[ -d ".deps/freebsd-${2:-}" ] || die "no headers of FreeBSD ${2:-}: run scripts/setup.sh"
+	cross check "$2"
+	exit 0
+fi
+cross build "$release"
 built=target/freebsd/build/x86_64-unknown-freebsd/tools
 cp "$built/qpassctl" "$built/examples/reactor" target/freebsd/
 echo "build-tools: target/freebsd/qpassctl ($(wc -c <target/freebsd/qpassctl) bytes, FreeBSD $release)"
