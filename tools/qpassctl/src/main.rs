@@ -14,6 +14,7 @@ use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use fail::{Code, Fail};
 use qpass_client::{Device, Kernel, own_nodes};
+use show::Watch;
 use std::{
     process::ExitCode,
     sync::{
@@ -86,13 +87,29 @@ fn run(cli: Cli) -> Result<(), Fail> {
             devices,
             watch,
             times,
-        } => show::outstanding(kernel, &devices, watch, times, json),
+        } => show::outstanding(
+            kernel,
+            &devices,
+            &Watch {
+                every: watch,
+                times,
+                json,
+            },
+        ),
         Command::Cancel(args) => show::cancel(&open(kernel, &args.device)?, &args, json),
         Command::Stats {
             devices,
             watch,
             times,
-        } => show::stats(kernel, &devices, watch, times, json),
+        } => show::stats(
+            kernel,
+            &devices,
+            &Watch {
+                every: watch,
+                times,
+                json,
+            },
+        ),
         Command::Limits { set } => show::limits(kernel, &set, json),
         Command::Completions { .. } => Ok(()),
     }

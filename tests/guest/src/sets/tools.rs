@@ -1,0 +1,100 @@
+//! The programs that people use.
+
+use super::Sheet;
+use crate::freebsd::Nodes;
+use sys_bindings as sys;
+
+/// qpassctl, and what it says.
+pub fn tools(sheet: &mut Sheet<'_>) {
+    let Some(node) = sheet.sys.wait_disk() else {
+        sheet.check("the disk is there", "", false);
+        return;
+    };
+    let name = node.strip_prefix("/dev/").unwrap_or(node);
+    const TOOLS: [&str; 2] = ["/bin/qpassctl", "/mnt/bin/qpassctl"];
+    const REACTORS: [&str; 2] = ["/bin/reactor", "/mnt/bin/reactor"];
+    let at = usize::from(!sheet.sys.has(TOOLS[0]));
+    let (tool, file) = (TOOLS[at], sheet.sys.module());
+    let runs: [(&str, &[&str], i32); 15] = [
+        ("list", &["list"], 0),
+        ("list --json", &["list", "--json"], 0),
+        ("inquiry", &["inquiry", name], 0),
+        ("tur", &["tur", name], 0),
+        ("readcap", &["readcap", name], 0),
+        ("cdb", &["cdb", name, "120000002400", "--in", "36"], 0),
+        ("cdb that fails", &["cdb", name, "ff"], 1),
+        (
+            "write",
+            &["write", file, name, "--pad", "--verify", "--seek", "64"],
+            0,
+        ),
+        ("read", &["read", name, "/dev/null", "--count", "65536"], 0),
+        (
+            "bench",
+            &[
+                "bench",
+                name,
+                "--time",
+                "200ms",
+                "--rounds",
+                "2",
+                "--depth",
+                "1,16",
+                "--method",
+                "enter,queue",
+            ],
+            0,
+        ),
+        ("outstanding", &["outstanding"], 0),
+        ("cancel", &["cancel", name, "--all"], 0),
+        ("stats", &["stats"], 0),
+        ("limits", &["limits", "max_requests=512"], 0),
+        ("no device", &["tur", "qpass99"], 3),
+    ];
+    for (what, args, wanted) in runs {
+        let code = sheet.sys.run(tool, args);
+        sheet.check("qpassctl", what, code == Ok(wanted));
+    }
+    // The disks that are not SCSI, by what they speak.
+    for node in Nodes::all(sheet.sys, "qpass") {
+        let Some(kind) = sheet.sys.kind(node) else {
+            continue;
+        };
+        if matches!(kind.protocol, sys::PROTO_ATA | sys::PROTO_NVME) {
+            let name = node.strip_prefix("/dev/").unwrap_or(node);
+            let code = sheet.sys.run(tool, &["readcap", name]);
+            sheet.check("qpassctl readcap", node, code == Ok(0));
+            let code = sheet
+                .sys
+                .run(tool, &["write", file, name, "--pad", "--verify"]);
+            sheet.check("qpassctl write", node, code == Ok(0));
+        }
+    }
+    if sheet.sys.disk_of("pass").is_some() {
+        let args = [
+            "bench",
+            name,
+            "--time",
+            "200ms",
+            "--rounds",
+            "2",
+            "--depth",
+            "1,16",
+            "--compare",
+            "pass",
+        ];
+        let code = sheet.sys.run(tool, &args);
+        sheet.check("qpassctl bench", "beside pass(4)", code == Ok(0));
+    }
+    let reactor = sheet.sys.run(REACTORS[at], &[name, name]);
+    sheet.check("a reactor with two queues", node, reactor == Ok(0));
+    // The CD is mounted: it is the root.
+    let cd = Nodes::all(sheet.sys, "qpass").find(|node| {
+        let kind = sheet.sys.kind(node);
+        kind.is_some_and(|k| k.device_type == 5)
+    });
+    if let Some(cd) = cd {
+        let code = sheet.sys.run(tool, &["write", file, cd, "--pad"]);
+        sheet.check("a mounted device is refused", cd, code == Ok(5));
+    }
+}
