@@ -17,6 +17,14 @@ die() {
 	exit 1
 }
 
+case $#:${1:-} in
+0:* | 2:check) ;;
+*) echo "usage: scripts/build-tools.sh [check RELEASE]" >&2 && exit 2 ;;
+esac
+if [ "${1:-}" = check ]; then
+	[ -d ".deps/freebsd-$2" ] || die "no headers of FreeBSD $2: run scripts/setup.sh"
+fi
+
 if [ "$(uname -s)" = FreeBSD ]; then
 	cargo build -q --locked --profile tools -p qpassctl -p qpass-client --bins --examples
 	cp target/tools/qpassctl target/tools/examples/reactor target/freebsd/
@@ -67,7 +75,6 @@ cross() {
 		-Zbuild-std=std,panic_abort --target x86_64-unknown-freebsd
 }
 if [ "${1:-}" = check ]; then
-	[ -d ".deps/freebsd-${2:-}" ] || die "no headers of FreeBSD ${2:-}: run scripts/setup.sh"
 	cross check "$2"
 	exit 0
 fi

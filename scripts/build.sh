@@ -17,6 +17,9 @@ if [ "$(uname -s)" = FreeBSD ]; then
 	make -C kmod
 	mkdir -p target/kmod/host
 	ln -sf "$(make -C kmod -V .OBJDIR)/qpass.ko" target/kmod/host/qpass.ko
+	scripts/rust-staticlib.sh guest target/kmod/host/rust target/kmod/host/libguest.a
+	ld.lld -m elf_x86_64_fbsd -static --gc-sections -e _start \
+		-o target/kmod/host/guest-init target/kmod/host/libguest.a
 	echo "build: target/kmod/host/qpass.ko"
 	exit 0
 fi
