@@ -86,6 +86,7 @@ cases! {
     info_adds_up (spares_pass);
     an_open_has_limits_of_its_own (spares_pass);
     a_cancelled_request_is_reaped_once (spares_pass);
+    another_opens_requests_are_cancelled_by_number (spares_pass);
     a_batch_is_submitted_and_reaped_in_one_call (spares_pass);
     a_batch_call_waits_no_longer_than_it_may (spares_pass);
     what_is_outstanding_is_listed (spares_pass);
@@ -928,6 +929,86 @@ fn a_cancelled_request_is_reaped_once(ctx: &mut Ctx<'_>) -> Outcome {
     ctx.see(format_args!("4 times {COUNT}"));
     command.free(ctx.sys);
     ctx.sys.close(fd);
+    Ok(())
+}
+
+/// QPASS_CANCEL_DEVICE, by the numbers that QPIOC_LIST gives: whatever it met,
+/// each request is reaped once, by its own open.
+fn another_opens_requests_are_cancelled_by_number(ctx: &mut Ctx<'_>) -> Outcome {
+    const COUNT: usize = 64;
+    let (fd, other) = (open(ctx)?, open(ctx)?);
+    let mut command = Command::new(ctx.sys, 65536);
+    let mut entries = Memory::new(ctx.sys, COUNT * size_of::<sys::qpass_outstanding>());
+    // SAFETY: integers.
+    let none: sys::qpass_cancel = unsafe { core::mem::zeroed() };
+    let device = sys::qpass_cancel {
+        flags: sys::QPASS_CANCEL_DEVICE,
+        ..none
+    };
+    for bad in [
+        sys::qpass_cancel { flags: 2, ..none },
+        sys::qpass_cancel { open: 1, ..none },
+        sys::qpass_cancel {
+            number: 1,
+            ..device
+        },
+        sys::qpass_cancel { ccb: 1, ..device },
+    ] {
+        let refused = call(ctx.sys, other, sys::QPC_QPIOC_CANCEL, bad).map(|_| ());
+        expect!("what makes no sense", refused, errno!(EINVAL));
+    }
+    command.rw10(false, 0, 128);
+    for _ in 0..COUNT {
+        expect!("CAMIOQUEUE", command.queue(ctx.sys, fd), Ok(()));
+    }
+    // SAFETY: integers.
+    let mut list: sys::qpass_list = unsafe { core::mem::zeroed() };
+    list.entries = entries.address() as u64;
+    (list.room, list.flags) = (COUNT as u32, sys::QPASS_LIST_DEVICE);
+    let listed = call(ctx.sys, other, sys::QPC_QPIOC_LIST, list);
+    expect!("QPIOC_LIST", listed.map(|l| l.count as usize), Ok(COUNT));
+    let at = entries
+        .bytes_mut()
+        .as_mut_ptr()
+        .cast::<sys::qpass_outstanding>();
+    // The last was queued last.
+    // SAFETY: the kernel has written so many entries.
+    let last = unsafe { at.add(COUNT - 1).read() };
+    let named = sys::qpass_cancel {
+        open: last.open,
+        number: last.number,
+        ..device
+    };
+    let one = call(ctx.sys, other, sys::QPC_QPIOC_CANCEL, named);
+    let sum = |c: sys::qpass_cancel| c.dequeued + c.aborted + c.unable + c.done;
+    expect!("one", one.is_ok_and(|c| sum(c) <= 1), true);
+    let of_open = sys::qpass_cancel { number: 0, ..named };
+    let rest = call(ctx.sys, other, sys::QPC_QPIOC_CANCEL, of_open);
+    expect!(
+        "the open's",
+        rest.is_ok_and(|c| sum(c) <= COUNT as u32),
+        true
+    );
+    expect!(
+        "not of its own",
+        command.get(ctx.sys, other),
+        errno!(ENOENT)
+    );
+    for _ in 0..COUNT {
+        expect!("poll", ctx.sys.poll(fd, POLLIN, SOON as i32), Ok(POLLIN));
+        expect!("CAMIOGET", command.get(ctx.sys, fd), Ok(()));
+        let status = command.hdr().status & sys::CAM_STATUS_MASK;
+        let is_one = [sys::CAM_REQ_CMP, sys::CAM_REQ_ABORTED].contains(&status);
+        expect!("status", is_one, true);
+    }
+    expect!("each once", command.get(ctx.sys, fd), errno!(ENOENT));
+    let gone = call(ctx.sys, other, sys::QPC_QPIOC_CANCEL, named).map(|_| ());
+    expect!("reaped", gone, errno!(ENOENT));
+    ctx.see(format_args!("{COUNT} of another open"));
+    entries.unmap(ctx.sys);
+    command.free(ctx.sys);
+    ctx.sys.close(fd);
+    ctx.sys.close(other);
     Ok(())
 }
 
