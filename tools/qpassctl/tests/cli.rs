@@ -122,8 +122,10 @@ fn list_shows_devices_and_who_uses_them() {
     let machine = "disk,unmapped,mounted=/mnt;disk,maxio=128K";
     let text = run(machine, &["list"]).good();
     let lines: Vec<_> = text.text().lines().collect();
-    assert_eq!(lines.len(), 3);
+    assert_eq!(lines.len(), 4);
     assert!(lines[0].starts_with("DEVICE"));
+    let driver = "qpass(4), interface 1: cancel, limit, enter, list, zerocopy, cancel-device";
+    assert_eq!(lines[3], driver);
     for word in [
         "qpass0",
         "0:0:0",

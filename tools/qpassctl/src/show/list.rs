@@ -106,13 +106,18 @@ pub fn list(kernel: &Arc<dyn Kernel>, json: bool) -> Result<(), Fail> {
                 ]
             })
             .collect();
-        output::text(&table(
-            &[
-                "DEVICE", "B:T:L", "KIND", "PRODUCT", "REV", "SERIAL", ">MAXIO", "ALSO", "DATA",
-                "USED",
-            ],
-            &rows,
-        ))?;
+        let columns = [
+            "DEVICE", "B:T:L", "KIND", "PRODUCT", "REV", "SERIAL", ">MAXIO", "ALSO", "DATA", "USED",
+        ];
+        let mut text = table(&columns, &rows);
+        // The driver's are the same for all; what differs is in the column.
+        if let Some(any) = all.first() {
+            let driver = any.features.iter().filter(|f| *f != "unmapped");
+            let names: Vec<_> = driver.map(String::as_str).collect();
+            let (version, names) = (any.interface, names.join(", "));
+            text.push_str(&format!("\nqpass(4), interface {version}: {names}"));
+        }
+        output::text(&text)?;
     }
     failed.map_or(Ok(()), Err)
 }
