@@ -64,8 +64,8 @@ pub struct Command {
     timeout: Duration,
     retries: u32,
     recover: bool,
-    /// Its data: what is written, and what was read.
-    pub buffer: Option<Buffer>,
+    /// At least as long as `len`: it cannot be changed for another.
+    pub(crate) buffer: Option<Buffer>,
 }
 
 impl Command {
@@ -127,6 +127,16 @@ impl Command {
         self.len = len;
         self.buffer = Some(buffer);
         self
+    }
+
+    /// Its data: what is written, or what was read.
+    pub fn buffer(&self) -> Option<&Buffer> {
+        self.buffer.as_ref()
+    }
+
+    /// The same, for another command.
+    pub fn into_buffer(self) -> Option<Buffer> {
+        self.buffer
     }
 
     /// How long the device may take; else 30 seconds.

@@ -8,7 +8,7 @@ use crate::{
     queue::{Method, Queue},
 };
 use core::time::Duration;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool};
 use sys_bindings as sys;
 
 bitflags::bitflags! {
@@ -191,11 +191,34 @@ pub(crate) struct Open {
     pub kernel: Arc<dyn Kernel>,
     pub fd: Fd,
     pub name: String,
-    /// For calls with a structure: it, and behind [`ENTRIES`] an array.
-    scratch: Mutex<Memory>,
+    /// For calls with a structure: it, and behind [`ENTRIES`] an array. One for
+    /// each call that is under way.
+    scratch: Mutex<Vec<Memory>>,
+    /// There is a queue on it, or what one has left behind.
+    pub has_queue: AtomicBool,
 }
 
 const ENTRIES: usize = 4096;
+/// The structure, and as many entries as QPIOC_LIST gives.
+const SCRATCH: usize = ENTRIES + sys::QPASS_LIST_MAX as usize * size_of::<sys::qpass_outstanding>();
+
+/// Memory for a call, given back when it has ended.
+struct Scratch<'a> {
+    open: &'a Open,
+    memory: Option<Memory>,
+}
+
+impl Scratch<'_> {
+    fn at<T>(&self, offset: usize) -> *mut T {
+        self.memory.as_ref().expect("memory").at(offset)
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        self.open.spare().extend(self.memory.take());
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -212,15 +235,27 @@ impl Open {
         }
     }
 
-    fn scratch(&self) -> MutexGuard<'_, Memory> {
+    fn spare(&self) -> MutexGuard<'_, Vec<Memory>> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scratch(&self) -> Result<Scratch<'_>, Errno> {
+        let spare = self.spare().pop();
+        let memory = match spare {
+            Some(memory) => memory,
+            None => Memory::new(&self.kernel, SCRATCH)?,
+        };
+        Ok(Scratch {
+            open: self,
+            memory: Some(memory),
+        })
     }
 
     /// A call with a structure, which comes back.
     fn call<T: Copy>(&self, request: u64, value: T) -> Result<T, Errno> {
-        let scratch = self.scratch();
+        let scratch = self.scratch()?;
         let at = scratch.at::<T>(0);
-        // SAFETY: plain data, in memory of its own while it is locked.
+        // SAFETY: plain data, in memory of its own meanwhile.
         unsafe {
             at.write(value);
             self.kernel.ioctl(self.fd, request, at as usize)?;
@@ -284,16 +319,12 @@ impl Device {
             doing: "open",
             errno,
         };
-        let scratch = Memory::new(
-            kernel,
-            ENTRIES + sys::QPASS_LIST_MAX as usize * size_of::<sys::qpass_outstanding>(),
-        )
-        .map_err(error)?;
         let open = Open {
             fd: kernel.open(&path).map_err(error)?,
             kernel: kernel.clone(),
             name: short.to_owned(),
-            scratch: Mutex::new(scratch),
+            scratch: Mutex::default(),
+            has_queue: AtomicBool::new(false),
         };
         let mut device = Device {
             open: Arc::new(open),
@@ -420,9 +451,10 @@ impl Device {
         let mut cursor = [0; 2];
         loop {
             let scratch = self.open.scratch();
+            let scratch = scratch.map_err(|errno| self.open.error("QPIOC_LIST", errno))?;
             let at = scratch.at::<sys::qpass_list>(0);
             let entries = scratch.at::<sys::qpass_outstanding>(ENTRIES);
-            // SAFETY: plain data, in memory of its own while it is locked.
+            // SAFETY: plain data, in memory of its own meanwhile.
             let call = unsafe {
                 let mut call: sys::qpass_list = core::mem::zeroed();
                 call.entries = entries as u64;
@@ -614,10 +646,11 @@ impl Device {
         Ok((command, outcome))
     }
 
-    /// A queue of `depth` commands on this open.
+    /// The queue of this open, of `depth` commands.
     ///
     /// # Errors
-    /// ENOMEM; ENOTTY: that method is not the driver's.
+    /// EBUSY: there is one already; another open has another. EINVAL: more than
+    /// 4096 commands, or none; ENOMEM; ENOTTY: that method is not the driver's.
     pub fn queue(&self, depth: usize, method: Method) -> Result<Queue, Error> {
         Queue::new(self.clone(), depth, method)
     }

@@ -14,7 +14,12 @@ use crate::{
     kernel::Memory,
 };
 use core::time::Duration;
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::atomic::Ordering,
+    time::Instant,
+};
 use sys_bindings as sys;
 
 /// How commands get to the driver and back.
@@ -48,6 +53,8 @@ enum Slot {
 /// See the module's page.
 pub struct Queue {
     device: Device,
+    /// What all its keys have in common.
+    own: u64,
     method: Method,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -69,6 +76,8 @@ struct Layout {
     stride: usize,
 }
 
+/// The bits of a key that say which slot it is.
+const SLOTS: u64 = 0x1fff;
 /// How long a queue that is dropped waits for what the device has.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a wait is at most, so that a program can look at other things.
@@ -90,8 +99,15 @@ impl Queue {
         // One CCB more, into which CAMIOGET's go.
         let memory = Memory::new(device.kernel(), ccbs + (depth + 1) * stride)
             .map_err(|errno| device.open.error("queue", errno))?;
+        // Another's completions would be taken for this one's.
+        if device.open.has_queue.swap(true, Ordering::SeqCst) {
+            return Err(device.open.error("queue", Errno::EBUSY));
+        }
+        // pass(4) gives an open those of others too: they are to be told apart.
+        let own = RandomState::new().build_hasher().finish() & !SLOTS;
         Ok(Queue {
             device,
+            own,
             method,
             slots: (0..depth).map(|_| Slot::Free).collect(),
             free: (0..depth).rev().collect(),
@@ -138,6 +154,16 @@ impl Queue {
             .at(self.layout.ccbs + slot * self.layout.stride)
     }
 
+    /// What a slot's CCB and submission are found again by.
+    fn key(&self, slot: usize) -> u64 {
+        self.own | slot as u64
+    }
+
+    fn slot(&self, key: u64) -> Option<usize> {
+        let slot = (key & SLOTS) as usize;
+        (key & !SLOTS == self.own && slot < self.slots.len()).then_some(slot)
+    }
+
     /// Takes a command, which goes to the driver with the next
     /// [`flush`](Self::flush) or [`reap`](Self::reap).
     ///
@@ -149,7 +175,7 @@ impl Queue {
             return Err(command);
         };
         // SAFETY: a free slot's CCB is nobody else's.
-        command.fill(unsafe { &mut *self.ccb(slot) }, slot as u64);
+        command.fill(unsafe { &mut *self.ccb(slot) }, self.key(slot));
         self.slots[slot] = Slot::Staged(command, tag);
         self.staged.push_back(slot);
         Ok(())
@@ -247,8 +273,7 @@ impl Queue {
         good: Option<u32>,
         ccb: *const sys::ccb,
     ) -> Option<Completion> {
-        let Slot::Sent(command, tag) = std::mem::replace(self.slots.get_mut(slot)?, Slot::Free)
-        else {
+        let Slot::Sent(command, tag) = std::mem::replace(&mut self.slots[slot], Slot::Free) else {
             return None;
         };
         self.sent -= 1;
@@ -303,7 +328,7 @@ impl Queue {
             for (i, slot) in self.staged.iter().enumerate() {
                 let entry = sys::qpass_submission {
                     ccb: self.ccb(*slot) as u64,
-                    tag: *slot as u64,
+                    tag: self.key(*slot),
                     reserved: 0,
                 };
                 let at = self.layout.submissions + i * size_of::<sys::qpass_submission>();
@@ -347,10 +372,12 @@ impl Queue {
                 let at = self.layout.completions + i * size_of::<sys::qpass_completion>();
                 // SAFETY: the kernel has written so many.
                 let record = unsafe { self.memory().at::<sys::qpass_completion>(at).read() };
-                let slot = record.tag as usize;
+                let Some(slot) = self.slot(record.tag) else {
+                    continue;
+                };
                 let is_short = u32::from(record.flags) & sys::QPASS_COMPLETION_CCB == 0;
                 let good = is_short.then_some(record.resid);
-                let ccb = self.ccb(slot.min(self.slots.len()));
+                let ccb = self.ccb(slot);
                 found.extend(self.completed(slot, good, ccb));
             }
             match call.complete_error {
@@ -434,8 +461,10 @@ impl Queue {
             Err(errno) => return Err(errno),
         }
         // SAFETY: a whole CCB, and the word that fill() set.
-        let slot = unsafe { (*ccb).ccb_h.periph_priv.entries[0].field } as usize;
-        Ok(self.completed(slot, None, ccb))
+        let key = unsafe { (*ccb).ccb_h.periph_priv.entries[0].field };
+        Ok(self
+            .slot(key)
+            .and_then(|slot| self.completed(slot, None, ccb)))
     }
 
     fn get_all(&mut self, min: usize, timeout: Duration) -> Result<Vec<Completion>, Error> {
@@ -477,8 +506,10 @@ impl Drop for Queue {
                 break;
             }
         }
-        if self.sent != 0 {
-            // The kernel may still write there.
+        if self.sent == 0 {
+            self.device.open.has_queue.store(false, Ordering::SeqCst);
+        } else {
+            // The kernel may still write there, and completions may still come.
             std::mem::forget(std::mem::take(&mut self.slots));
             std::mem::forget(self.memory.take());
         }

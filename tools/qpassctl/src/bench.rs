@@ -154,7 +154,7 @@ fn turn(runner: &Runner, op: Op, each: &mut Combination, time: Duration) -> Resu
             each.histogram.saturating_record(took.as_nanos() as u64);
             each.commands += 1;
             free.push(done.tag);
-            source.spare.extend(done.command.buffer);
+            source.spare.extend(done.command.into_buffer());
         }
     }
     each.time += last - begin;

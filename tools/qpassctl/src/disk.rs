@@ -28,7 +28,9 @@ pub fn ask(device: &Device, what: &str, command: Command) -> Result<Buffer, Fail
 
 fn answer(device: &Device, command: Command) -> Result<Result<Buffer, CommandError>, Fail> {
     let (command, outcome) = device.run(command.recover(3))?;
-    let buffer = command.buffer.ok_or_else(|| Fail::usage("no buffer"))?;
+    let buffer = command
+        .into_buffer()
+        .ok_or_else(|| Fail::usage("no buffer"))?;
     Ok(outcome.map(|_| buffer))
 }
 

@@ -106,7 +106,7 @@ pub fn cdb(device: &Device, args: &Cdb, json: bool) -> Result<(), Fail> {
     };
     let (command, outcome) = device.run(command)?;
     let moved = outcome.unwrap_or(0).min(len);
-    let data = command.buffer.as_deref().map(|b| &b[..moved]);
+    let data = command.buffer().map(|b| &b[..moved]);
     let read = data.filter(|_| args.data_in.is_some() && outcome.is_ok());
     if let (Some(target), Some(read)) = (target, read) {
         target.finish(read)?;

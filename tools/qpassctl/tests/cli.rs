@@ -731,3 +731,33 @@ fn where_it_stands_in_for_pass_its_nodes_are_found() {
     run(machine, &["stats", "pass0"]).good();
     run(machine, &["tur", "qpass0"]).failed(3, &["qpass0: open", "ENOENT"]);
 }
+
+#[test]
+fn a_device_that_goes_ends_a_copy_with_a_word() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let output = path(&dir, "out");
+    let machine = "disk,size=64M,latency=2ms,openings=1,vanish=400ms";
+    for args in [
+        &["read", "qpass0", &output, "--size", "4K"][..],
+        &["read", "qpass0", "-", "--size", "4K"],
+        &["bench", "qpass0", "--time", "20s"],
+    ] {
+        let ran = run(machine, args);
+        assert!(
+            [1, 3].contains(&ran.code),
+            "{args:?}: {} {}",
+            ran.code,
+            ran.err
+        );
+        assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+        let is_said = ["has gone", "is not there"]
+            .iter()
+            .any(|w| ran.err.contains(w));
+        assert!(
+            ran.err.starts_with("qpassctl: qpass0: ") && is_said,
+            "{}",
+            ran.err
+        );
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+}

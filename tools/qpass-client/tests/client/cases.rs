@@ -47,6 +47,11 @@ const CASES: &[(&str, fn())] = &[
         "ata_and_nvme_commands_are_carried_out",
         ata_and_nvme_commands_are_carried_out,
     ),
+    ("an_open_has_one_queue", an_open_has_one_queue),
+    (
+        "a_command_that_waits_holds_up_no_question",
+        a_command_that_waits_holds_up_no_question,
+    ),
     (
         "a_device_that_goes_gives_every_command_back",
         a_device_that_goes_gives_every_command_back,
@@ -120,7 +125,7 @@ fn what_is_written_is_read() {
                 while queue.in_flight() != 0 {
                     for done in queue.reap(1, Duration::from_secs(20)).expect("reap") {
                         assert_eq!(done.result, Ok(len));
-                        let buffer = done.command.buffer.expect("its buffer");
+                        let buffer = done.command.into_buffer().expect("its buffer");
                         assert_eq!(&buffer[..], pattern(done.tag, len));
                     }
                 }
@@ -347,13 +352,16 @@ fn ata_and_nvme_commands_are_carried_out() {
     assert_eq!(outcome, Ok(4096));
     let (command, outcome) = run(Command::ata_read(8, 8, buffer(), 4096));
     assert_eq!(outcome, Ok(4096));
-    assert_eq!(&command.buffer.expect("data")[..], data);
+    assert_eq!(&command.into_buffer().expect("data")[..], data);
     let (command, outcome) = run(Command::nvme_read(1, 8, 8, buffer(), 4096));
     assert_eq!(outcome, Ok(4096));
-    assert_eq!(&command.buffer.expect("data")[..], data);
+    assert_eq!(&command.into_buffer().expect("data")[..], data);
     let (command, outcome) = run(Command::nvme_identify(1, 0, buffer()));
     assert_eq!(outcome, Ok(4096));
-    assert_eq!(&command.buffer.expect("data")[24..38], b"QPASS RAM DISK");
+    assert_eq!(
+        &command.into_buffer().expect("data")[24..38],
+        b"QPASS RAM DISK"
+    );
     assert_eq!(run(Command::nvme_flush(1)).1, Ok(0));
     let (_, outcome) = run(Command::ata_smart(buffer()));
     let error = outcome.expect_err("not of this disk");
@@ -405,4 +413,37 @@ fn a_device_that_goes_gives_every_command_back() {
         assert!(good > 16, "{good}");
         assert_eq!((submitted, queue.in_flight()), (back, 0), "{method:?}");
     }
+}
+
+/// Two would reap each other's completions.
+fn an_open_has_one_queue() {
+    let (kernel, device) = boot("disk");
+    let mut queue = device.queue(4, Method::Enter).expect("queue");
+    let second = device.clone().queue(4, Method::Queue);
+    assert_eq!(second.err().expect("refused").errno, Errno::EBUSY);
+    let other = Device::open(&kernel, "qpass0").expect("open");
+    let mut others = other.queue(4, Method::Queue).expect("its own");
+    queue.submit(Command::test_unit_ready(), 1).expect("room");
+    others.submit(Command::test_unit_ready(), 2).expect("room");
+    assert_eq!(all(&mut queue), [(1, Ok(0))]);
+    assert_eq!(all(&mut others), [(2, Ok(0))]);
+    drop(queue);
+    device.queue(4, Method::Queue).expect("after the first");
+}
+
+fn a_command_that_waits_holds_up_no_question() {
+    let (_kernel, device) = boot("disk,dead,vanish=700ms");
+    let waits = device.clone();
+    let thread = std::thread::spawn(move || waits.run(Command::test_unit_ready()));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while device.info().expect("info").counters.outstanding != 1 {
+        assert!(Instant::now() < deadline, "it is sent");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(!thread.is_finished());
+    device.limits(None, None).expect("limits");
+    device.outstanding(true).expect("list");
+    // It ends when the disk is pulled.
+    let ended = thread.join().expect("the thread");
+    assert!(ended.map_or(true, |(_, outcome)| outcome.is_err()));
 }

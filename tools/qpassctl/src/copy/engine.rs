@@ -211,7 +211,7 @@ fn run_with(
                 }
                 Err(failure) => return Err(Fail::queued(device.name(), what(), &failure)),
             }
-            if let Some(buffer) = done.command.buffer {
+            if let Some(buffer) = done.command.into_buffer() {
                 work.done(chunk, &buffer[..len])?;
                 spare.push(buffer);
             }
