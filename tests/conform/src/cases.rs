@@ -125,7 +125,8 @@ fn open(ctx: &mut Ctx<'_>) -> Result<Fd, crate::Failure> {
     Ok(opened.unwrap_or(-1))
 }
 
-fn event(ident: Fd, filter: i32, flags: u32) -> sys::kevent {
+/// A change to a kqueue.
+pub fn event(ident: Fd, filter: i32, flags: u32) -> sys::kevent {
     // SAFETY: plain data.
     let mut event: sys::kevent = unsafe { core::mem::zeroed() };
     event.ident = ident as u64;

@@ -55,16 +55,30 @@ pub fn set(name: &str, value: u64) {
 }
 
 fn store_number(name: &str, oid: usize, value: u64) {
+    let stored = ask_handler(oid, None, Some(&value));
+    assert_eq!(stored, Ok(()), "sysctl {name}");
+}
+
+/// Reads a number, sets it, or both.
+fn ask_handler(oid: usize, old: Option<&mut u64>, new: Option<&u64>) -> Result<(), i32> {
     let oid = oid as *mut sys::sysctl_oid;
     // SAFETY: a registered oid of the loaded module; little-endian, so a
-    // narrower variable takes the low bytes.
+    // narrower variable takes and gives the low bytes.
     unsafe {
         let mut req: sys::sysctl_req = core::mem::zeroed();
-        req.newptr = (&raw const value).cast();
-        req.newlen = size_of::<u64>();
+        if let Some(old) = old {
+            req.oldptr = core::ptr::from_mut(old).cast();
+            req.oldlen = size_of::<u64>();
+        }
+        if let Some(new) = new {
+            req.newptr = core::ptr::from_ref(new).cast();
+            req.newlen = size_of::<u64>();
+        }
         let handler = (*oid).oid_handler.expect("a handler");
-        let error = handler(oid, (*oid).oid_arg1, (*oid).oid_arg2, &mut req);
-        assert_eq!(error, 0, "sysctl {name}");
+        match handler(oid, (*oid).oid_arg1, (*oid).oid_arg2, &mut req) {
+            0 => Ok(()),
+            error => Err(error),
+        }
     }
 }
 
@@ -76,32 +90,19 @@ fn store_number(name: &str, oid: usize, value: u64) {
 pub fn number(name: &str, new: Option<u64>) -> Result<u64, i32> {
     let table = OIDS.lock().unwrap();
     let oid = table.as_ref().and_then(|table| table.get(name).copied());
-    let oid = oid.ok_or(sys::ENOENT as i32)? as *mut sys::sysctl_oid;
+    let oid = oid.ok_or(sys::ENOENT as i32)?;
     if new.is_some() && !thread::PRIVILEGED.load(Ordering::SeqCst) {
         return Err(sys::EPERM as i32);
     }
-    let mut old = 0u64;
-    // SAFETY: a registered oid of the loaded module, whose handler is one of
-    // this file's, for numbers of up to 64 bits.
-    unsafe {
-        let is_int = (*oid).oid_kind & sys::CTLTYPE == sys::CTLTYPE_UINT
-            || (*oid).oid_kind & sys::CTLTYPE == sys::CTLTYPE_INT;
-        if is_int && new.is_some_and(|new| u32::try_from(new).is_err()) {
-            return Err(sys::EINVAL as i32);
-        }
-        let mut req: sys::sysctl_req = core::mem::zeroed();
-        req.oldptr = (&raw mut old).cast();
-        req.oldlen = size_of::<u64>();
-        if let Some(new) = &new {
-            req.newptr = core::ptr::from_ref(new).cast();
-            req.newlen = size_of::<u64>();
-        }
-        let handler = (*oid).oid_handler.expect("a handler");
-        match handler(oid, (*oid).oid_arg1, (*oid).oid_arg2, &mut req) {
-            0 => Ok(old),
-            error => Err(error),
-        }
+    // SAFETY: a registered oid of the loaded module.
+    let kind = unsafe { (*(oid as *mut sys::sysctl_oid)).oid_kind } & sys::CTLTYPE;
+    let is_int = [sys::CTLTYPE_UINT, sys::CTLTYPE_INT].contains(&kind);
+    if is_int && new.is_some_and(|new| u32::try_from(new).is_err()) {
+        return Err(sys::EINVAL as i32);
     }
+    let mut old = 0;
+    ask_handler(oid, Some(&mut old), new.as_ref())?;
+    Ok(old)
 }
 
 unsafe fn store(arg1: *mut c_void, req: *mut sys::sysctl_req, len: usize) -> c_int {

@@ -84,12 +84,8 @@ latencies are merged. Bench only reads, or sends TEST UNIT READY."
     Outstanding {
         /// Devices; all without
         devices: Vec<String>,
-        /// Show it again every so often (seconds, or with a unit: 500ms)
-        #[arg(long, value_parser = duration, num_args = 0..=1, default_missing_value = "1")]
-        watch: Option<Duration>,
-        /// Stop after so many times
-        #[arg(long, requires = "watch")]
-        times: Option<u32>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Take requests back that a program has outstanding
     #[command(
@@ -102,12 +98,8 @@ CAM_REQ_ABORTED. Wants root."
     Stats {
         /// Devices; all without
         devices: Vec<String>,
-        /// Show what was added, every so often
-        #[arg(long, value_parser = duration, num_args = 0..=1, default_missing_value = "1")]
-        watch: Option<Duration>,
-        /// Stop after so many times
-        #[arg(long, requires = "watch")]
-        times: Option<u32>,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Show the driver's limits (kern.cam.qpass), or set some
     Limits {
@@ -120,6 +112,16 @@ CAM_REQ_ABORTED. Wants root."
         /// Which shell
         shell: Shell,
     },
+}
+
+#[derive(Args)]
+pub struct Watch {
+    /// Show it again every so often (seconds, or with a unit: 500ms)
+    #[arg(long = "watch", value_parser = duration, num_args = 0..=1, default_missing_value = "1")]
+    pub every: Option<Duration>,
+    /// Stop after so many times
+    #[arg(long, requires = "every")]
+    pub times: Option<u32>,
 }
 
 #[derive(Args)]

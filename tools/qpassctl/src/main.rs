@@ -83,33 +83,13 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Read(args) => copy::read(open(kernel, &args.device)?, &args, json),
         Command::Write(args) => copy::write(open(kernel, &args.device)?, &args, json),
         Command::Bench(args) => bench::bench(kernel, &args, json),
-        Command::Outstanding {
-            devices,
-            watch,
-            times,
-        } => show::outstanding(
-            kernel,
-            &devices,
-            &Watch {
-                every: watch,
-                times,
-                json,
-            },
-        ),
+        Command::Outstanding { devices, watch } => {
+            show::outstanding(kernel, &devices, &Watch { args: watch, json })
+        }
         Command::Cancel(args) => show::cancel(&open(kernel, &args.device)?, &args, json),
-        Command::Stats {
-            devices,
-            watch,
-            times,
-        } => show::stats(
-            kernel,
-            &devices,
-            &Watch {
-                every: watch,
-                times,
-                json,
-            },
-        ),
+        Command::Stats { devices, watch } => {
+            show::stats(kernel, &devices, &Watch { args: watch, json })
+        }
         Command::Limits { set } => show::limits(kernel, &set, json),
         Command::Completions { .. } => Ok(()),
     }

@@ -9,6 +9,7 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 use tempfile::TempDir;
 
@@ -77,6 +78,22 @@ fn run_with(machine: &str, args: &[&str], input: &[u8]) -> Ran {
     let mut command = start(machine, args);
     command.stdin(Stdio::piped());
     ran(command, Some(input))
+}
+
+/// Runs until a condition holds, and is sent a signal then: its exit status.
+fn interrupted(mut command: Command, signal: &str, begun: impl Fn() -> bool) -> Option<i32> {
+    let mut child = command.spawn().expect("qpassctl runs");
+    for _ in 0..4000 {
+        if begun() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(begun(), "it has begun");
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &pid]).status();
+    assert!(sent.expect("kill").success());
+    child.wait().expect("it ends").code()
 }
 
 fn noise(len: usize) -> Vec<u8> {
@@ -385,7 +402,7 @@ fn a_read_that_fails_leaves_nothing_and_one_that_resumes_goes_on() {
     let output = path(&dir, "out");
     let data = noise(4 << 20);
     fs::write(path(&dir, "disk"), [&data[..], &vec![0; 4 << 20]].concat()).expect("the disk");
-    let interrupted = |extra: &[&str]| {
+    let stopped = |extra: &[&str]| {
         let args = [
             "read",
             "qpass0",
@@ -395,31 +412,14 @@ fn a_read_that_fails_leaves_nothing_and_one_that_resumes_goes_on() {
             "--checkpoint",
             "64K",
         ];
-        let mut child = start(&machine, &[&args[..], extra].concat())
-            .spawn()
-            .expect("runs");
         let part = path(&dir, "out.part");
         let begun = || fs::metadata(&part).is_ok_and(|m| m.len() > 256 << 10);
-        for _ in 0..2000 {
-            if begun() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        assert!(begun(), "it has begun");
-        let pid = child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-INT", &pid])
-                .status()
-                .expect("kill")
-                .success()
-        );
-        child.wait().expect("it ends").code()
+        let command = start(&machine, &[&args[..], extra].concat());
+        interrupted(command, "-INT", begun)
     };
-    assert_eq!(interrupted(&[]), Some(130));
+    assert_eq!(stopped(&[]), Some(130));
     assert_eq!(names(dir.path()), ["disk"], "nothing half-written");
-    assert_eq!(interrupted(&["--resume"]), Some(130));
+    assert_eq!(stopped(&["--resume"]), Some(130));
     assert_eq!(names(dir.path()), ["disk", "out.part", "out.part.json"]);
     // Another copy's note is not this one's.
     let args = ["read", "qpass0", &output, "--size", "4K", "--resume"];
@@ -452,22 +452,10 @@ fn a_write_goes_on_where_it_was() {
         "--resume",
     ];
     let note = path(&dir, "in.qpass0.write.json");
-    let mut child = start(&machine, &args).spawn().expect("runs");
-    for _ in 0..2000 {
-        if fs::metadata(&note).is_ok() {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    let pid = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("kill")
-            .success()
-    );
-    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    let ended = interrupted(start(&machine, &args), "-TERM", || {
+        Path::new(&note).exists()
+    });
+    assert_eq!(ended, Some(130));
     let fast = machine.replace("2ms", "0us");
     let again = run(&fast, &[&args[..], &["--json", "--verify"]].concat()).good();
     let json = again.json();

@@ -2,19 +2,11 @@
 
 use super::{POLLIN, RDWR, Sheet};
 use conform::{
+    cases::event,
     command::Command,
     sys::{Fd, Sys, call},
 };
 use sys_bindings as sys;
-
-fn event(ident: Fd, filter: i32, flags: u32) -> sys::kevent {
-    // SAFETY: plain data.
-    let mut event: sys::kevent = unsafe { core::mem::zeroed() };
-    event.ident = ident as u64;
-    event.filter = filter as i16;
-    event.flags = flags as u16;
-    event
-}
 
 /// kqueue(2) and poll(2): every completion of four opens in one queue is told,
 /// whichever way it is asked for.

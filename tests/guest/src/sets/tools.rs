@@ -4,6 +4,13 @@ use super::Sheet;
 use crate::freebsd::Nodes;
 use sys_bindings as sys;
 
+/// A short benchmark, of several methods or drivers.
+fn bench<'a>(name: &'a str, option: &'a str, value: &'a str) -> [&'a str; 10] {
+    let short = ["--time", "200ms", "--rounds", "2", "--depth", "1,16"];
+    let [a, b, c, d, e, f] = short;
+    ["bench", name, a, b, c, d, e, f, option, value]
+}
+
 /// qpassctl, and what it says.
 pub fn tools(sheet: &mut Sheet<'_>) {
     let Some(node) = sheet.sys.wait_disk() else {
@@ -29,22 +36,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
             0,
         ),
         ("read", &["read", name, "/dev/null", "--count", "65536"], 0),
-        (
-            "bench",
-            &[
-                "bench",
-                name,
-                "--time",
-                "200ms",
-                "--rounds",
-                "2",
-                "--depth",
-                "1,16",
-                "--method",
-                "enter,queue",
-            ],
-            0,
-        ),
+        ("bench", &bench(name, "--method", "enter,queue"), 0),
         ("outstanding", &["outstanding"], 0),
         ("cancel", &["cancel", name, "--all"], 0),
         ("stats", &["stats"], 0),
@@ -71,18 +63,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         }
     }
     if sheet.sys.disk_of("pass").is_some() {
-        let args = [
-            "bench",
-            name,
-            "--time",
-            "200ms",
-            "--rounds",
-            "2",
-            "--depth",
-            "1,16",
-            "--compare",
-            "pass",
-        ];
+        let args = bench(name, "--compare", "pass");
         let code = sheet.sys.run(tool, &args);
         sheet.check("qpassctl bench", "beside pass(4)", code == Ok(0));
     }

@@ -11,6 +11,7 @@ pub use outstanding::{cancel, outstanding};
 pub use stats::{limits, stats};
 
 use crate::{
+    args,
     disk::Disk,
     fail::{Code, Fail},
     output, stopped,
@@ -47,26 +48,25 @@ fn open_all(kernel: &Arc<dyn Kernel>, devices: &[String]) -> Result<Vec<Device>,
 
 /// Shows something once, or every so often, and how.
 pub struct Watch {
-    /// Once without.
-    pub every: Option<Duration>,
-    /// So often; without, until it is told to end.
-    pub times: Option<u32>,
+    /// How often.
+    pub args: args::Watch,
+    /// As JSON.
     pub json: bool,
 }
 
 impl Watch {
     fn run(&self, mut show: impl FnMut() -> Result<(), Fail>) -> Result<(), Fail> {
-        let Some(interval) = self.every else {
+        let Some(interval) = self.args.every else {
             return show();
         };
         let mut next = Instant::now();
         for n in 0u32.. {
-            if self.times.is_some_and(|times| n >= times) {
+            if self.args.times.is_some_and(|times| n >= times) {
                 break;
             }
             show()?;
             next += interval;
-            while Instant::now() < next && self.times.is_none_or(|times| n + 1 < times) {
+            while Instant::now() < next && self.args.times.is_none_or(|times| n + 1 < times) {
                 if stopped() {
                     // That is how a live table is left.
                     return Ok(());
@@ -80,14 +80,14 @@ impl Watch {
 
     /// In the place of what was shown before.
     fn print(&self, what: &str) -> Result<(), Fail> {
-        let is_live = self.every.is_some() && std::io::stdout().is_terminal();
+        let is_live = self.args.every.is_some() && std::io::stdout().is_terminal();
         let clear = if is_live { "\x1b[H\x1b[2J" } else { "" };
         output::text(&format!("{clear}{what}"))
     }
 
     /// Once as it is read best, again and again a line each.
     fn print_json(&self, what: &impl Serialize) -> Result<(), Fail> {
-        match self.every {
+        match self.args.every {
             Some(_) => output::json_line(what),
             None => output::json(what),
         }

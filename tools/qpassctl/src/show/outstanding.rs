@@ -72,7 +72,7 @@ pub fn outstanding(
         for device in &opened {
             match device.outstanding(true) {
                 Ok(found) => all.extend(found.iter().map(|r| request(device.name(), r))),
-                Err(error) if error.errno == Errno::ENXIO && watch.every.is_some() => {
+                Err(error) if error.errno == Errno::ENXIO && watch.args.every.is_some() => {
                     gone.push(device.name().to_owned());
                 }
                 Err(mut error) => {

@@ -50,7 +50,7 @@ pub fn stats(kernel: &Arc<dyn Kernel>, devices: &[String], watch: &Watch) -> Res
             let (now, at) = (device.info()?.counters, Instant::now());
             let since = before.map(|(old, then)| (old, (at - then).as_secs_f64()));
             all.push(stat(device.name(), now, since));
-            *before = Some((now, at)).filter(|_| watch.every.is_some());
+            *before = Some((now, at)).filter(|_| watch.args.every.is_some());
         }
         if watch.json {
             return watch.print_json(&all);
