@@ -117,7 +117,7 @@ CAM_REQ_ABORTED. Wants root."
 #[derive(Args)]
 pub struct Watch {
     /// Show it again every so often (seconds, or with a unit: 500ms)
-    #[arg(long = "watch", value_parser = duration, num_args = 0..=1, default_missing_value = "1")]
+    #[arg(long = "watch", value_name = "TIME", value_parser = duration, num_args = 0..=1, require_equals = true, default_missing_value = "1")]
     pub every: Option<Duration>,
     /// Stop after so many times
     #[arg(long, requires = "every")]
@@ -321,6 +321,50 @@ mod tests {
     #[test]
     fn the_command_line_makes_sense_to_clap() {
         Cli::command().debug_assert();
+    }
+
+    /// What the manual page, the help and the README show is understood.
+    #[test]
+    fn every_example_is_understood() {
+        let texts = [
+            include_str!("../../../man/qpassctl.8"),
+            include_str!("args.rs"),
+            include_str!("../../../README.md"),
+            include_str!("../../../docs/from-pass.md"),
+        ];
+        let mut seen = 0;
+        let lines = texts.iter().flat_map(|text| text.lines());
+        // A line of its own, or in a line between two of these.
+        let pieces = |line: &'static str| {
+            let quoted = line.split('`').skip(1).step_by(2);
+            std::iter::once(line).chain(quoted)
+        };
+        for line in lines.flat_map(pieces) {
+            let line = line.trim().trim_start_matches(".Dl ");
+            let line = line
+                .trim_start_matches("# ")
+                .trim_start_matches("after_help = \"");
+            let Some(rest) = line.strip_prefix("qpassctl ") else {
+                continue;
+            };
+            // What is said of it comes behind some blanks.
+            let rest = rest.split("  ").next().expect("words");
+            let mut words = vec![String::from("qpassctl")];
+            for (i, part) in rest.split('\'').enumerate() {
+                match i % 2 {
+                    0 => words.extend(part.split_whitespace().map(String::from)),
+                    _ => words.push(part.into()),
+                }
+            }
+            if words[1].starts_with(|c: char| !c.is_ascii_lowercase()) || words.len() < 3 {
+                continue;
+            }
+            seen += 1;
+            if let Err(error) = Cli::try_parse_from(&words) {
+                panic!("{line}: {error}");
+            }
+        }
+        assert!(seen >= 20, "{seen}");
     }
 
     #[test]

@@ -571,7 +571,7 @@ fn outstanding_shows_and_cancel_ends_it() {
         .good()
         .json();
     assert_eq!(json[2]["number"].as_u64(), Some(3));
-    let twice = ["outstanding", "--watch", "10ms", "--times", "2", "--json"];
+    let twice = ["outstanding", "--watch=10ms", "--times", "2", "--json"];
     assert_eq!(run(machine, &twice).good().text().lines().count(), 2);
     assert_eq!(
         run("disk", &["outstanding"]).good().text(),
@@ -612,7 +612,7 @@ fn stats_and_limits_are_the_drivers() {
         .json();
     assert_eq!(json[0]["submitted"].as_u64(), Some(2));
     assert_eq!(json[0]["outstanding"].as_u64(), Some(2));
-    let watched = ["stats", "--watch", "10ms", "--times", "3"];
+    let watched = ["stats", "--watch=10ms", "--times", "3"];
     assert_eq!(run("disk", &watched).good().text().lines().count(), 6);
     let limits = run(
         "disk",
