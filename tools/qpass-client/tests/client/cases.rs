@@ -385,7 +385,7 @@ fn both_methods_count_the_same() {
 }
 
 fn a_device_that_goes_gives_every_command_back() {
-    let (kernel, device) = boot("disk,latency=1ms,vanish=300ms;disk,latency=1ms,vanish=900ms");
+    let (kernel, device) = boot("disk,latency=1ms,vanish=700ms;disk,latency=1ms,vanish=2s");
     let second = Device::open(&kernel, "qpass1").expect("open");
     for (device, method) in [(device, Method::Enter), (second, Method::Queue)] {
         let mut queue = device.queue(16, method).expect("queue");
