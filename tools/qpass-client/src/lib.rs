@@ -1,7 +1,7 @@
 //! Queued, asynchronous CAM pass-through for programs: qpass(4), and as far as
 //! it can, pass(4).
 //!
-//! ```no_run
+//! ```
 //! use qpass_client::{Command, Device, Method, kernel};
 //! use std::time::Duration;
 //!
