@@ -35,6 +35,9 @@ unsafe fn syscall(number: u32, args: [usize; 6]) -> Result<usize, Errno> {
     }
 }
 
+/// What a child exits with that could not execute its program.
+const NOT_THERE: i32 = 127;
+
 /// A NUL-ended copy of a short string.
 struct CPath([u8; 128]);
 
@@ -236,13 +239,11 @@ impl FreeBsd {
         }
     }
 
-    /// Runs a program and waits for it: its exit status.
+    /// Starts a program: its process.
     ///
     /// # Errors
-    /// The errno of fork(2); ENOENT: it could not be executed.
-    pub fn run(&mut self, path: &str, args: &[&str]) -> Result<i32, Errno> {
-        /// What the child exits with that is no program's.
-        const NOT_THERE: i32 = 127;
+    /// The errno of fork(2).
+    pub fn start(&mut self, path: &str, args: &[&str]) -> Result<usize, Errno> {
         let pid = self.fork()?;
         if pid == 0 {
             let path = CPath::new(path);
@@ -254,20 +255,20 @@ impl FreeBsd {
                 pointers[i + 1] = copies[i].address();
             }
             let none = [0usize; 1];
+            let (argv, envp) = (pointers.as_ptr() as usize, none.as_ptr() as usize);
             // SAFETY: NUL-ended strings, and lists of them that end with 0.
-            let _ = unsafe {
-                let args = [
-                    path.address(),
-                    pointers.as_ptr() as usize,
-                    none.as_ptr() as usize,
-                    0,
-                    0,
-                    0,
-                ];
-                syscall(sys::SYS_execve, args)
-            };
+            let _ = unsafe { syscall(sys::SYS_execve, [path.address(), argv, envp, 0, 0, 0]) };
             self.exit(NOT_THERE);
         }
+        Ok(pid)
+    }
+
+    /// Runs a program and waits for it: its exit status.
+    ///
+    /// # Errors
+    /// The errno of fork(2); ENOENT: it could not be executed.
+    pub fn run(&mut self, path: &str, args: &[&str]) -> Result<i32, Errno> {
+        let pid = self.start(path, args)?;
         match self.wait(pid) {
             NOT_THERE => Err(sys::ENOENT as Errno),
             status => Ok(status),

@@ -54,19 +54,66 @@ const SCSI: &[(u8, &str)] = &[
     (0xb8, "READ ELEMENT STATUS"),
 ];
 
+/// ACS-4.
+const ATA: &[(u8, &str)] = &[
+    (0x06, "DATA SET MANAGEMENT"),
+    (0x25, "READ DMA EXT"),
+    (0x2f, "READ LOG EXT"),
+    (0x35, "WRITE DMA EXT"),
+    (0x47, "READ LOG DMA EXT"),
+    (0x60, "READ FPDMA QUEUED"),
+    (0x61, "WRITE FPDMA QUEUED"),
+    (0xa1, "IDENTIFY PACKET DEVICE"),
+    (0xb0, "SMART"),
+    (0xc8, "READ DMA"),
+    (0xca, "WRITE DMA"),
+    (0xe0, "STANDBY IMMEDIATE"),
+    (0xe5, "CHECK POWER MODE"),
+    (0xe7, "FLUSH CACHE"),
+    (0xea, "FLUSH CACHE EXT"),
+    (0xec, "IDENTIFY DEVICE"),
+    (0xef, "SET FEATURES"),
+];
+
+/// NVM Express 2.0, NVM command set.
+const NVME: &[(u8, &str)] = &[
+    (0x00, "Flush"),
+    (0x01, "Write"),
+    (0x02, "Read"),
+    (0x05, "Compare"),
+    (0x08, "Write Zeroes"),
+    (0x09, "Dataset Management"),
+    (0x0c, "Verify"),
+];
+
+/// NVM Express 2.0, admin commands.
+const NVME_ADMIN: &[(u8, &str)] = &[
+    (0x02, "Get Log Page"),
+    (0x06, "Identify"),
+    (0x09, "Set Features"),
+    (0x0a, "Get Features"),
+    (0x10, "Firmware Commit"),
+    (0x11, "Firmware Image Download"),
+    (0x14, "Device Self-test"),
+    (0x80, "Format NVM"),
+    (0x84, "Sanitize"),
+];
+
 /// CAM's function codes (cam/cam_ccb.h), by their low byte.
 pub fn name(request: &Outstanding) -> String {
-    let first = request.command.first().copied().unwrap_or(0);
-    match request.func_code & 0xff {
-        0x01 => SCSI
-            .iter()
-            .find(|(opcode, _)| *opcode == first)
-            .map_or_else(|| format!("SCSI {first:02x}h"), |(_, name)| (*name).into()),
-        0x18 => format!("ATA {:02x}h", request.command.get(1).copied().unwrap_or(0)),
-        0x1c => format!("NVMe {first:02x}h"),
-        0x1f => format!("NVMe admin {first:02x}h"),
-        0x1b => "SMP".into(),
-        other => format!("CAM {other:02x}h"),
+    let byte = |i: usize| request.command.get(i).copied().unwrap_or(0);
+    // An ATA command begins with CAM's flags for it.
+    let (kind, table, opcode) = match request.func_code & 0xff {
+        0x01 => ("SCSI", SCSI, byte(0)),
+        0x18 => ("ATA", ATA, byte(1)),
+        0x1b => return "SMP".into(),
+        0x1c => ("NVMe", NVME, byte(0)),
+        0x1f => ("NVMe admin", NVME_ADMIN, byte(0)),
+        other => return format!("CAM {other:02x}h"),
+    };
+    match table.iter().find(|(known, _)| *known == opcode) {
+        Some((_, name)) => (*name).into(),
+        None => format!("{kind} {opcode:02x}h"),
     }
 }
 
@@ -76,6 +123,8 @@ mod tests {
 
     #[test]
     fn they_are_in_order_and_once() {
-        assert!(SCSI.is_sorted_by(|a, b| a.0 < b.0));
+        for table in [SCSI, ATA, NVME, NVME_ADMIN] {
+            assert!(table.is_sorted_by(|a, b| a.0 < b.0));
+        }
     }
 }

@@ -67,6 +67,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         let code = sheet.sys.run(tool, &args);
         sheet.check("qpassctl bench", "beside pass(4)", code == Ok(0));
     }
+    ended_by_another(sheet, tool);
     let reactor = sheet.sys.run(REACTORS[at], &[name, name]);
     sheet.check("a reactor with two queues", node, reactor == Ok(0));
     // The CD is mounted: it is the root.
@@ -78,4 +79,32 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         let code = sheet.sys.run(tool, &["write", file, cd, "--pad"]);
         sheet.check("a mounted device is refused", cd, code == Ok(5));
     }
+}
+
+/// What one program has outstanding is shown by another, and ended. On the ATA
+/// disk, which takes so few at a time that most of them wait.
+fn ended_by_another(sheet: &mut Sheet<'_>, tool: &str) {
+    let ata = Nodes::all(sheet.sys, "qpass").find(|node| {
+        let kind = sheet.sys.kind(node);
+        kind.is_some_and(|k| k.protocol == sys::PROTO_ATA)
+    });
+    let Some(node) = ata else {
+        sheet.skip("qpassctl cancel of a benchmark", "there is no ATA disk");
+        return;
+    };
+    let name = node.strip_prefix("/dev/").unwrap_or(node);
+    let [time, rounds, depth] = ["--time=10s", "--rounds=1", "--depth=64"];
+    let bench = sheet
+        .sys
+        .start(tool, &["bench", name, time, rounds, depth, "--size=128K"]);
+    sheet.sys.sleep_ms(1500);
+    let shown = sheet
+        .sys
+        .run(tool, &["outstanding", name, "--watch=100ms", "--times=3"]);
+    sheet.check("qpassctl outstanding of a benchmark", node, shown == Ok(0));
+    for _ in 0..5 {
+        let _ = sheet.sys.run(tool, &["cancel", name, "--all"]);
+    }
+    let ended = bench.map(|pid| sheet.sys.wait(pid));
+    sheet.check("qpassctl cancel of a benchmark", node, ended == Ok(1));
 }
