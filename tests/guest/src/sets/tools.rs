@@ -2,6 +2,7 @@
 
 use super::Sheet;
 use crate::freebsd::Nodes;
+use conform::sys::Sys;
 use sys_bindings as sys;
 
 /// A short benchmark, of several methods or drivers.
@@ -68,6 +69,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         sheet.check("qpassctl bench", "beside pass(4)", code == Ok(0));
     }
     ended_by_another(sheet, tool);
+    pulled_meanwhile(sheet, tool, name);
     let reactor = sheet.sys.run(REACTORS[at], &[name, name]);
     sheet.check("a reactor with two queues", node, reactor == Ok(0));
     // The CD is mounted: it is the root.
@@ -107,4 +109,30 @@ fn ended_by_another(sheet: &mut Sheet<'_>, tool: &str) {
     }
     let ended = bench.map(|pid| sheet.sys.wait(pid));
     sheet.check("qpassctl cancel of a benchmark", node, ended == Ok(1));
+}
+
+/// A disk that is pulled ends a program with a word, and not with a wait.
+fn pulled_meanwhile(sheet: &mut Sheet<'_>, tool: &str, name: &str) {
+    if !sheet.sys.can_depart() {
+        sheet.skip(
+            "qpassctl and a pulled disk",
+            "there is no monitor to pull it",
+        );
+        return;
+    }
+    let args = [
+        "bench",
+        name,
+        "--time=60s",
+        "--rounds=1",
+        "--depth=32",
+        "--size=64K",
+    ];
+    let bench = sheet.sys.start(tool, &args);
+    sheet.sys.sleep_ms(1500);
+    sheet.sys.ask_to_pull();
+    let ended = bench.map(|pid| sheet.sys.wait(pid));
+    let is_told = [Ok(1), Ok(3)].contains(&ended);
+    sheet.check("qpassctl ends when a disk is pulled", name, is_told);
+    sheet.sys.arrive();
 }
