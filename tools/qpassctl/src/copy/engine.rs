@@ -66,8 +66,9 @@ impl Plan<'_> {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
         let style = ProgressStyle::with_template(
-            "{prefix:9} {bar:30} {percent:>3}% {binary_bytes} of {binary_total_bytes}, \
-             {binary_bytes_per_sec}, {eta} left",
+            // No longer than a line of 80 columns.
+            "{prefix:9} {bar:18} {percent:>3}% {binary_bytes}/{binary_total_bytes} \
+             {binary_bytes_per_sec} {eta} left",
         );
         if let Ok(style) = style {
             bar.set_style(style);
