@@ -306,7 +306,12 @@ fn info_of_an_ata_device_says_what_its_commands_may_move() {
 }
 
 /// QPASS_CANCEL_DEVICE: dequeued, aborted, unable, done.
-fn cancel_of_device(sys: &mut dyn Sys, fd: i32, open: u64, number: u64) -> Result<[u32; 4], i32> {
+pub fn cancel_of_device(
+    sys: &mut dyn Sys,
+    fd: i32,
+    open: u64,
+    number: u64,
+) -> Result<[u32; 4], i32> {
     // SAFETY: integers.
     let mut what: sys::qpass_cancel = unsafe { core::mem::zeroed() };
     (what.flags, what.open, what.number) = (sys::QPASS_CANCEL_DEVICE, open, number);

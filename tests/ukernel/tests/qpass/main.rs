@@ -1413,6 +1413,9 @@ fn random_control(random: &mut fastrand::Rng, sys: &mut Shared<'_>, fd: i32, com
                 command.ccb.address()
             };
             let _ = control::cancel(sys, fd, ccb);
+            // And as an operator would, of whatever open there may be.
+            let (open, number) = (random.u64(0..4), random.u64(0..8));
+            let _ = control::cancel_of_device(sys, fd, open, number);
         }
         1 => {
             let _ = control::limit(sys, fd, random.u32(..9), random.u64(..1 << 20));
