@@ -35,9 +35,12 @@ mod command;
 mod device;
 mod errno;
 mod error;
+mod identity;
 mod kernel;
 #[cfg(target_os = "freebsd")]
 mod native;
+mod open;
+mod outstanding;
 mod queue;
 mod sense;
 #[cfg(target_os = "linux")]
@@ -45,13 +48,12 @@ pub mod umode;
 mod usage;
 
 pub use command::{Command, Direction, NvmeEntry, Registers};
-pub use device::{
-    Cancel, Cancelled, Counters, Device, Features, Identity, Info, Limits, Outstanding, Protocol,
-    State, nodes, own_nodes,
-};
+pub use device::{Counters, Device, Features, Info, Limits};
 pub use errno::Errno;
 pub use error::{CamStatus, CommandError, DeviceStatus, Error, Failure};
+pub use identity::{Identity, Protocol, nodes, own_nodes};
 pub use kernel::{Buffer, Fd, Kernel, Mount};
+pub use outstanding::{Cancel, Cancelled, Outstanding, State};
 pub use queue::{Completion, Method, Queue};
 pub use sense::Sense;
 pub use usage::{Use, users};

@@ -8,10 +8,11 @@
 
 use crate::{
     command::Command,
-    device::{Cancel, Device},
+    device::Device,
     errno::Errno,
     error::{Error, Failure},
     kernel::Memory,
+    outstanding::Cancel,
 };
 use core::time::Duration;
 use std::{
@@ -316,7 +317,7 @@ impl Queue {
         }
     }
 
-    /// QPIOC_ENTER.
+    /// QPIOC_ENTER, again after each submission that is refused for good.
     fn enter(
         &mut self,
         min: usize,
@@ -325,39 +326,8 @@ impl Queue {
     ) -> Result<Vec<Completion>, Error> {
         let mut found = Vec::new();
         loop {
-            for (i, slot) in self.staged.iter().enumerate() {
-                let entry = sys::qpass_submission {
-                    ccb: self.ccb(*slot) as u64,
-                    tag: self.key(*slot),
-                    reserved: 0,
-                };
-                let at = self.layout.submissions + i * size_of::<sys::qpass_submission>();
-                // SAFETY: inside the array, of which nobody else knows.
-                unsafe { self.memory().at::<sys::qpass_submission>(at).write(entry) };
-            }
-            let to_submit = self.staged.len();
             let wanted = min.saturating_sub(found.len()).min(room);
-            // SAFETY: plain data.
-            let mut call: sys::qpass_enter = unsafe { core::mem::zeroed() };
-            call.submissions = self.memory().at::<u64>(self.layout.submissions) as u64;
-            call.completions = self.memory().at::<u64>(self.layout.completions) as u64;
-            call.to_submit = to_submit as u32;
-            call.to_complete = room.min(self.slots.len()) as u32;
-            call.min_complete = wanted as u32;
-            call.flags = sys::QPASS_ENTER_SHORT;
-            call.timeout = timeout.as_nanos().min(u128::from(u64::MAX >> 2)) as u64;
-            let at = self.memory().at::<sys::qpass_enter>(0);
-            // SAFETY: structures and CCBs in memory of the queue's; the buffers
-            // that the CCBs name belong to it until they are reaped.
-            let done = unsafe {
-                at.write(call);
-                self.device
-                    .open
-                    .kernel
-                    .ioctl(self.device.open.fd, sys::QPC_QPIOC_ENTER, at as usize)
-                    .map(|()| at.read())
-            };
-            let call = match done {
+            let call = match self.call(wanted, room, timeout) {
                 Ok(call) => call,
                 Err(Errno::ENXIO) => {
                     self.device_gone();
@@ -368,29 +338,18 @@ impl Queue {
             for _ in 0..call.submitted {
                 self.was_taken();
             }
-            for i in 0..call.completed as usize {
-                let at = self.layout.completions + i * size_of::<sys::qpass_completion>();
-                // SAFETY: the kernel has written so many.
-                let record = unsafe { self.memory().at::<sys::qpass_completion>(at).read() };
-                let Some(slot) = self.slot(record.tag) else {
-                    continue;
-                };
-                let is_short = u32::from(record.flags) & sys::QPASS_COMPLETION_CCB == 0;
-                let good = is_short.then_some(record.resid);
-                let ccb = self.ccb(slot);
-                found.extend(self.completed(slot, good, ccb));
-            }
-            match call.complete_error {
-                0 => {}
-                error if Errno::new(error) == Errno::ENXIO => {
+            self.take_records(call.completed as usize, &mut found);
+            match Errno::new(call.complete_error) {
+                Errno::ENXIO => {
                     self.device_gone();
                     return self.after_departure(found);
                 }
-                error if Errno::new(error) == Errno::EFAULT => {
+                // It comes again; what came before it is here.
+                Errno::EFAULT if found.is_empty() => {
                     return Err(self.device.open.error("reap", Errno::EFAULT));
                 }
-                // The time, or a signal.
-                _ => return Ok(found),
+                errno if errno.get() != 0 => return Ok(found),
+                _ => {}
             }
             if call.submit_error == 0 {
                 return Ok(found);
@@ -402,6 +361,54 @@ impl Queue {
                 }
                 return Ok(found);
             }
+        }
+    }
+
+    /// One QPIOC_ENTER, of all that is staged.
+    fn call(&self, min: usize, room: usize, timeout: Duration) -> Result<sys::qpass_enter, Errno> {
+        for (i, slot) in self.staged.iter().enumerate() {
+            let entry = sys::qpass_submission {
+                ccb: self.ccb(*slot) as u64,
+                tag: self.key(*slot),
+                reserved: 0,
+            };
+            let at = self.layout.submissions + i * size_of::<sys::qpass_submission>();
+            // SAFETY: inside the array, of which nobody else knows.
+            unsafe { self.memory().at::<sys::qpass_submission>(at).write(entry) };
+        }
+        // SAFETY: plain data.
+        let mut call: sys::qpass_enter = unsafe { core::mem::zeroed() };
+        call.submissions = self.memory().at::<u64>(self.layout.submissions) as u64;
+        call.completions = self.memory().at::<u64>(self.layout.completions) as u64;
+        call.to_submit = self.staged.len() as u32;
+        call.to_complete = room.min(self.slots.len()) as u32;
+        call.min_complete = min as u32;
+        call.flags = sys::QPASS_ENTER_SHORT;
+        call.timeout = timeout.as_nanos().min(u128::from(u64::MAX >> 2)) as u64;
+        let at = self.memory().at::<sys::qpass_enter>(0);
+        let open = &self.device.open;
+        // SAFETY: structures and CCBs in memory of the queue's; the buffers that
+        // the CCBs name belong to it until they are reaped.
+        unsafe {
+            at.write(call);
+            open.kernel
+                .ioctl(open.fd, sys::QPC_QPIOC_ENTER, at as usize)?;
+            Ok(at.read())
+        }
+    }
+
+    /// The first `count` completions of the array.
+    fn take_records(&mut self, count: usize, found: &mut Vec<Completion>) {
+        for i in 0..count {
+            let at = self.layout.completions + i * size_of::<sys::qpass_completion>();
+            // SAFETY: the kernel has written so many.
+            let record = unsafe { self.memory().at::<sys::qpass_completion>(at).read() };
+            let Some(slot) = self.slot(record.tag) else {
+                continue;
+            };
+            let is_short = u32::from(record.flags) & sys::QPASS_COMPLETION_CCB == 0;
+            let good = is_short.then_some(record.resid);
+            found.extend(self.completed(slot, good, self.ccb(slot)));
         }
     }
 
