@@ -152,10 +152,7 @@ impl Device {
     pub fn info(&self) -> Result<Info, Error> {
         // SAFETY: plain data.
         let zero: sys::qpass_info = unsafe { core::mem::zeroed() };
-        let info = self
-            .open
-            .call(sys::QPC_QPIOC_INFO, zero)
-            .map_err(|errno| self.open.error("QPIOC_INFO", errno))?;
+        let info = self.open.ask("QPIOC_INFO", sys::QPC_QPIOC_INFO, zero)?;
         Ok(Info {
             version: info.version,
             features: Features::from_bits_retain(info.features),
@@ -184,10 +181,7 @@ impl Device {
         let mut limit: sys::qpass_limit = unsafe { core::mem::zeroed() };
         limit.requests = requests.unwrap_or(0);
         limit.bytes = bytes.unwrap_or(0);
-        let limit = self
-            .open
-            .call(sys::QPC_QPIOC_LIMIT, limit)
-            .map_err(|errno| self.open.error("QPIOC_LIMIT", errno))?;
+        let limit = self.open.ask("QPIOC_LIMIT", sys::QPC_QPIOC_LIMIT, limit)?;
         Ok(Limits {
             requests: limit.requests,
             bytes: limit.bytes,
@@ -204,10 +198,7 @@ impl Device {
         // SAFETY: plain data.
         let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
         command.fill(&mut ccb, 0);
-        let ccb = self
-            .open
-            .call(sys::QPC_CAMIOCOMMAND, ccb)
-            .map_err(|errno| self.open.error("command", errno))?;
+        let ccb = self.open.ask("command", sys::QPC_CAMIOCOMMAND, ccb)?;
         let outcome = command.outcome(&ccb);
         Ok((command, outcome))
     }

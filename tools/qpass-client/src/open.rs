@@ -102,6 +102,12 @@ impl Open {
         }
     }
 
+    /// The same, with an error that says which call it was.
+    pub fn ask<T: Copy>(&self, name: &'static str, request: u64, value: T) -> Result<T, Error> {
+        self.call(request, value)
+            .map_err(|errno| self.error(name, errno))
+    }
+
     /// An immediate CCB, as `fill` makes it of zeroes; `buffer`, if it has one,
     /// stays where it is meanwhile.
     pub fn immediate(

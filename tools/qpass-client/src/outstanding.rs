@@ -85,10 +85,7 @@ impl Device {
             Cancel::Open(open) => call.open = open,
             Cancel::Request(open, number) => (call.open, call.number) = (open, number),
         }
-        let call = self
-            .open
-            .call(sys::QPC_QPIOC_CANCEL, call)
-            .map_err(|errno| self.open.error("QPIOC_CANCEL", errno))?;
+        let call = self.open.ask("QPIOC_CANCEL", sys::QPC_QPIOC_CANCEL, call)?;
         Ok(Cancelled {
             dequeued: call.dequeued,
             aborted: call.aborted,
