@@ -92,8 +92,7 @@ struct Bench<'a> {
 
 /// Runs so many rounds.
 pub fn run(sys: &mut FreeBsd, rounds: u32) -> Result<Score, &'static str> {
-    let module = sys.module();
-    sys.kldload(module).map_err(|_| "kldload failed")?;
+    crate::load(sys)?;
     crate::wait_for(sys)?;
     let mut commands = [const { None }; DEEPEST];
     for command in &mut commands {

@@ -62,8 +62,13 @@ pub struct Kind {
     pub place: (u32, u32),
     /// Its LUN, which of an NVMe device is the namespace.
     pub lun: u64,
-    /// The emulated disk that can be pulled.
-    pub is_pulled: bool,
+}
+
+impl Kind {
+    /// The disk that can be pulled is one.
+    fn is_scsi_disk(&self) -> bool {
+        self.protocol == sys::PROTO_SCSI && self.device_type == 0
+    }
 }
 
 const UNITS: [[&str; 8]; 2] = [
@@ -88,42 +93,6 @@ const UNITS: [[&str; 8]; 2] = [
         "/dev/pass7",
     ],
 ];
-
-/// The nodes of a driver that are there.
-pub struct Nodes {
-    names: [&'static str; 8],
-    there: [bool; 8],
-    next: usize,
-}
-
-impl Nodes {
-    /// Of `qpass`, or of `pass`.
-    pub fn all(sys: &mut FreeBsd, driver: &str) -> Self {
-        let names = UNITS[usize::from(driver == "pass")];
-        let there = names.map(|name| match sys.open(name, sys::O_RDWR as i32) {
-            Ok(fd) => {
-                sys.close(fd);
-                true
-            }
-            Err(_) => false,
-        });
-        Nodes {
-            names,
-            there,
-            next: 0,
-        }
-    }
-}
-
-impl Iterator for Nodes {
-    type Item = &'static str;
-
-    fn next(&mut self) -> Option<&'static str> {
-        let i = (self.next..8).find(|i| self.there[*i])?;
-        self.next = i + 1;
-        Some(self.names[i])
-    }
-}
 
 /// This kernel.
 pub struct FreeBsd {
@@ -167,9 +136,21 @@ impl FreeBsd {
         };
     }
 
+    /// The nodes of a driver that are there: of `qpass`, or of `pass`.
+    pub fn nodes(&mut self, driver: &str) -> impl Iterator<Item = &'static str> + use<> {
+        let names = UNITS[usize::from(driver == "pass")];
+        let there = names.map(|name| self.opens(name, sys::O_RDWR));
+        let all = names.into_iter().zip(there);
+        all.filter_map(|(name, is_there)| is_there.then_some(name))
+    }
+
     /// Whether a file is there.
     pub fn has(&mut self, path: &str) -> bool {
-        match self.open(path, sys::O_RDONLY as i32) {
+        self.opens(path, sys::O_RDONLY)
+    }
+
+    fn opens(&mut self, path: &str, flags: u32) -> bool {
+        match self.open(path, flags as i32) {
             Ok(fd) => {
                 self.close(fd);
                 true
@@ -298,27 +279,25 @@ impl FreeBsd {
         // SAFETY: what the opcode says; the inquiry data is plain bytes.
         unsafe {
             let inquiry: &[u8; 36] = &*(&raw const ccb.cgd.inq_data).cast();
-            let is_scsi = ccb.cgd.protocol == sys::PROTO_SCSI;
             Some(Kind {
                 protocol: ccb.cgd.protocol,
                 device_type: inquiry[0] & 0x1f,
                 place: (ccb.ccb_h.path_id, ccb.ccb_h.target_id),
                 lun: ccb.ccb_h.target_lun,
-                is_pulled: is_scsi && inquiry[0] & 0x1f == 0,
             })
         }
     }
 
     /// The node of the SCSI disk, of a driver.
     pub fn disk_of(&mut self, driver: &str) -> Option<&'static str> {
-        let mut nodes = Nodes::all(self, driver);
-        let is_it = |node: &&'static str| self.kind(node).is_some_and(|kind| kind.is_pulled);
+        let mut nodes = self.nodes(driver);
+        let is_it = |node: &&'static str| self.kind(node).is_some_and(|kind| kind.is_scsi_disk());
         nodes.find(is_it)
     }
 
     /// The node that another driver has for a device.
     pub fn node_at(&mut self, driver: &str, kind: &Kind) -> Option<&'static str> {
-        let mut nodes = Nodes::all(self, driver);
+        let mut nodes = self.nodes(driver);
         let is_it = |node: &&'static str| {
             let other = self.kind(node);
             other.is_some_and(|k| (k.place, k.lun) == (kind.place, kind.lun))
@@ -328,11 +307,19 @@ impl FreeBsd {
 
     /// The node of the SCSI disk, waited for.
     pub fn wait_disk(&mut self) -> Option<&'static str> {
+        self.wait_disk_of(&["qpass"])
+    }
+
+    /// The same, of one of some drivers. The first is waited for a while where
+    /// all may come.
+    pub fn wait_disk_of(&mut self, drivers: &[&str]) -> Option<&'static str> {
         for _ in 0..100 {
-            if let Some(node) = self.disk_of("qpass") {
-                return Some(node);
+            for driver in drivers {
+                if let Some(node) = self.disk_of(driver) {
+                    return Some(node);
+                }
+                self.sleep_ms(100);
             }
-            self.sleep_ms(100);
         }
         None
     }

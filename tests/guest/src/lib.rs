@@ -124,16 +124,8 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
 
 /// The SCSI disk's node, of the module, which may stand in for pass(4).
 fn wait_for(sys: &mut FreeBsd) -> Result<&'static str, &'static str> {
-    for _ in 0..100 {
-        for driver in ["qpass", "pass"] {
-            if let Some(node) = sys.disk_of(driver) {
-                return Ok(node);
-            }
-            // The first is waited for a while where both may come.
-            sys.sleep_ms(100);
-        }
-    }
-    Err("the device did not come")
+    sys.wait_disk_of(&["qpass", "pass"])
+        .ok_or("the device did not come")
 }
 
 /// What was queued and closed may be on its way for a moment still.

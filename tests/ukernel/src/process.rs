@@ -256,25 +256,29 @@ impl Machine {
         Ok(module)
     }
 
-    /// Unloads the module, waiting while commands of closed opens are under
-    /// way.
-    ///
-    /// # Panics
-    /// When it is not unloaded within some seconds.
+    /// Unloads the module: see [`unload`].
     pub fn unload(&self, module: Module) {
-        let mut module = Some(module);
-        for _ in 0..2000 {
-            match module.take().expect("one module").unload() {
-                Ok(()) => return check_counters(),
-                Err((errno, still)) => {
-                    assert_eq!(errno, sys::EBUSY as i32, "unload");
-                    module = Some(still);
-                    std::thread::sleep(Duration::from_millis(5));
-                }
+        unload(module);
+    }
+}
+
+/// Unloads the module, waiting while commands of closed opens are under way.
+///
+/// # Panics
+/// When it is not unloaded within some seconds.
+pub fn unload(module: Module) {
+    let mut module = Some(module);
+    for _ in 0..2000 {
+        match module.take().expect("one module").unload() {
+            Ok(()) => return check_counters(),
+            Err((errno, still)) => {
+                assert_eq!(errno, sys::EBUSY as i32, "unload");
+                module = Some(still);
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
-        panic!("unload stays EBUSY");
     }
+    panic!("unload stays EBUSY");
 }
 
 /// The next machine finds the slot empty, and not the disk of this one.

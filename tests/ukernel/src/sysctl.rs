@@ -41,14 +41,14 @@ pub(crate) fn unregister_all() {
     *OIDS.lock().unwrap() = None;
 }
 
+fn find(name: &str) -> Option<usize> {
+    let table = OIDS.lock().unwrap();
+    table.as_ref()?.get(name).copied()
+}
+
 /// Sets a number, through the oid's handler.
 pub fn set(name: &str, value: u64) {
-    let oid = OIDS
-        .lock()
-        .unwrap()
-        .as_ref()
-        .and_then(|table| table.get(name).copied());
-    let Some(oid) = oid else {
+    let Some(oid) = find(name) else {
         broken(&format!("no sysctl {name}"));
     };
     store_number(name, oid, value);
@@ -88,9 +88,7 @@ fn ask_handler(oid: usize, old: Option<&mut u64>, new: Option<&u64>) -> Result<(
 /// # Errors
 /// `ENOENT`: there is none; `EPERM`: set by who may not; `EINVAL`: does not fit.
 pub fn number(name: &str, new: Option<u64>) -> Result<u64, i32> {
-    let table = OIDS.lock().unwrap();
-    let oid = table.as_ref().and_then(|table| table.get(name).copied());
-    let oid = oid.ok_or(sys::ENOENT as i32)?;
+    let oid = find(name).ok_or(sys::ENOENT as i32)?;
     if new.is_some() && !thread::PRIVILEGED.load(Ordering::SeqCst) {
         return Err(sys::EPERM as i32);
     }

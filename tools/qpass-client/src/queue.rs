@@ -63,7 +63,6 @@ pub struct Queue {
     sent: usize,
     /// Refused ones, which wait to be reaped.
     refused: Vec<Completion>,
-    gone: bool,
     memory: Option<Memory>,
     layout: Layout,
 }
@@ -115,7 +114,6 @@ impl Queue {
             staged: VecDeque::new(),
             sent: 0,
             refused: Vec::new(),
-            gone: false,
             memory: Some(memory),
             layout: Layout {
                 submissions,
@@ -189,7 +187,10 @@ impl Queue {
     pub fn flush(&mut self) -> Result<(), Error> {
         match self.method {
             Method::Enter => self.enter(0, 0, Duration::ZERO).map(drop),
-            Method::Queue => self.queue_all(),
+            Method::Queue => {
+                self.queue_all();
+                Ok(())
+            }
         }
     }
 
@@ -274,7 +275,9 @@ impl Queue {
         good: Option<u32>,
         ccb: *const sys::ccb,
     ) -> Option<Completion> {
-        let Slot::Sent(command, tag) = std::mem::replace(&mut self.slots[slot], Slot::Free) else {
+        let sent = std::mem::replace(&mut self.slots[slot], Slot::Free);
+        let Slot::Sent(command, tag) = sent else {
+            self.slots[slot] = sent;
             return None;
         };
         self.sent -= 1;
@@ -293,25 +296,24 @@ impl Queue {
 
     /// What became of a submission that was not taken: whether the next may be
     /// tried.
-    fn not_taken(&mut self, errno: Errno) -> Result<bool, Error> {
+    fn not_taken(&mut self, errno: Errno) -> bool {
         match errno {
-            Errno::EAGAIN => Ok(false),
+            Errno::EAGAIN => false,
             Errno::ENXIO => {
                 self.device_gone();
-                Ok(false)
+                false
             }
             errno => {
                 if let Some(slot) = self.staged.pop_front() {
                     self.refuse(slot, Failure::Refused(errno));
                 }
-                Ok(true)
+                true
             }
         }
     }
 
     /// What was not sent will not be.
     fn device_gone(&mut self) {
-        self.gone = true;
         while let Some(slot) = self.staged.pop_front() {
             self.refuse(slot, Failure::Lost);
         }
@@ -354,9 +356,9 @@ impl Queue {
             if call.submit_error == 0 {
                 return Ok(found);
             }
-            if !self.not_taken(Errno::new(call.submit_error))? {
+            if !self.not_taken(Errno::new(call.submit_error)) {
                 // Others have the room: some of it may come back.
-                if self.sent == 0 && !self.gone && !timeout.is_zero() {
+                if self.sent == 0 && !self.staged.is_empty() && !timeout.is_zero() {
                     std::thread::sleep(timeout.min(Duration::from_millis(10)));
                 }
                 return Ok(found);
@@ -436,7 +438,7 @@ impl Queue {
     }
 
     /// CAMIOQUEUE of what is staged.
-    fn queue_all(&mut self) -> Result<(), Error> {
+    fn queue_all(&mut self) {
         while let Some(slot) = self.staged.front().copied() {
             let ccb = self.ccb(slot) as usize;
             // SAFETY: a CCB of the queue's, with a buffer that stays.
@@ -447,13 +449,12 @@ impl Queue {
             match queued {
                 Ok(()) => self.was_taken(),
                 Err(errno) => {
-                    if !self.not_taken(errno)? {
+                    if !self.not_taken(errno) {
                         break;
                     }
                 }
             }
         }
-        Ok(())
     }
 
     /// CAMIOGET: one completion, if there is one.
@@ -475,7 +476,7 @@ impl Queue {
     }
 
     fn get_all(&mut self, min: usize, timeout: Duration) -> Result<Vec<Completion>, Error> {
-        self.queue_all()?;
+        self.queue_all();
         let deadline = Instant::now() + timeout;
         let mut found = Vec::new();
         loop {

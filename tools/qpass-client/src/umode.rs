@@ -39,7 +39,7 @@ use ukernel::{
     devfs::{self, wait_until},
     disk::{Config, RamDisk},
     loader::Module,
-    process::{Process, check_counters},
+    process::{self, Process},
     sysctl, thread, user,
 };
 
@@ -350,19 +350,8 @@ impl Drop for Umode {
         }
         self.process.exit();
         let module = self.module.get_mut().map(Option::take);
-        if let Ok(Some(mut module)) = module {
-            let deadline = std::time::Instant::now() + Duration::from_secs(20);
-            loop {
-                match module.unload() {
-                    Ok(()) => break,
-                    Err((errno, _)) if std::time::Instant::now() > deadline => {
-                        thread::broken(&format!("the module does not unload: errno {errno}"));
-                    }
-                    Err((_, still)) => module = still,
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            check_counters();
+        if let Ok(Some(module)) = module {
+            process::unload(module);
         }
     }
 }

@@ -200,23 +200,14 @@ pub fn bench(kernel: &Arc<dyn Kernel>, args: &Bench, json: bool) -> Result<(), F
         Some(path) => Some(Target::open(path)?),
         None => None,
     };
-    let mut runners = Vec::new();
-    for method in &args.method {
-        let method = match method {
-            MethodArg::Enter if !device.is_qpass() => {
-                return Err(Fail::usage(format!(
-                    "{}: pass(4) has no QPIOC_ENTER; --method queue",
-                    device.name()
-                )));
-            }
-            MethodArg::Enter => Method::Enter,
-            MethodArg::Queue => Method::Queue,
-        };
-        runners.push(Runner {
-            disk: Disk::probe(device.clone())?,
-            method,
-        });
-    }
+    let methods: Result<Vec<_>, _> = args.method.iter().map(|m| method(&device, *m)).collect();
+    let methods = methods?;
+    let disk = Disk::probe(device.clone())?;
+    let runner = |method| Runner {
+        disk: disk.clone(),
+        method,
+    };
+    let mut runners: Vec<_> = methods.into_iter().map(runner).collect();
     if let Some(name) = &args.compare {
         let disk = Disk::probe(other(kernel, &device, name)?)?;
         runners.push(Runner {
@@ -270,6 +261,17 @@ pub fn bench(kernel: &Arc<dyn Kernel>, args: &Bench, json: bool) -> Result<(), F
         output::text(&charts(&rows, sizes, &runners))?;
     }
     Ok(())
+}
+
+fn method(device: &Device, wanted: MethodArg) -> Result<Method, Fail> {
+    match wanted {
+        MethodArg::Enter if !device.is_qpass() => Err(Fail::usage(format!(
+            "{}: pass(4) has no QPIOC_ENTER; --method queue",
+            device.name()
+        ))),
+        MethodArg::Enter => Ok(Method::Enter),
+        MethodArg::Queue => Ok(Method::Queue),
+    }
 }
 
 /// A queue that is never full would not be of the depth that is asked for.

@@ -1,9 +1,10 @@
 //! A device as a disk: its blocks, whatever it speaks.
 
 use crate::fail::{Code, Fail};
-use qpass_client::{Buffer, Command, CommandError, Device, Identity, Protocol};
+use qpass_client::{Buffer, Command, Device, Identity, Protocol};
 
 /// A disk.
+#[derive(Clone)]
 pub struct Disk {
     pub device: Device,
     pub identity: Identity,
@@ -23,15 +24,9 @@ fn le(bytes: &[u8]) -> u64 {
 
 /// A SCSI question, asked again on a UNIT ATTENTION: its answer.
 pub fn ask(device: &Device, what: &str, command: Command) -> Result<Buffer, Fail> {
-    answer(device, command)?.map_err(|error| Fail::command(device.name(), what, &error))
-}
-
-fn answer(device: &Device, command: Command) -> Result<Result<Buffer, CommandError>, Fail> {
     let (command, outcome) = device.run(command.recover(3))?;
-    let buffer = command
-        .into_buffer()
-        .ok_or_else(|| Fail::usage("no buffer"))?;
-    Ok(outcome.map(|_| buffer))
+    outcome.map_err(|error| Fail::command(device.name(), what, &error))?;
+    Ok(command.into_buffer().expect("a question has a buffer"))
 }
 
 impl Disk {

@@ -79,18 +79,19 @@ pub fn human(bytes: u64) -> String {
 /// Bytes as hexadecimal and ASCII, 16 a line.
 pub fn dump(data: &[u8]) -> String {
     let line = |(i, line): (usize, &[u8])| {
-        let hex: Vec<_> = line.iter().map(|b| format!("{b:02x}")).collect();
-        let ascii: String = line
-            .iter()
-            .map(|b| match b {
-                0x20..=0x7e => char::from(*b),
-                _ => '.',
-            })
-            .collect();
-        format!("{:04x}  {:<47}  {ascii}", i * 16, hex.join(" "))
+        format!("{:04x}  {:<47}  {}", i * 16, hex(line), ascii(line, '.'))
     };
     let lines: Vec<_> = data.chunks(16).enumerate().map(line).collect();
     lines.join("\n")
+}
+
+/// Bytes as ASCII, with something in the place of what cannot be printed.
+pub fn ascii(data: &[u8], instead: char) -> String {
+    let char = |b: &u8| match b {
+        0x20..=0x7e => char::from(*b),
+        _ => instead,
+    };
+    data.iter().map(char).collect()
 }
 
 /// Bytes as hexadecimal.

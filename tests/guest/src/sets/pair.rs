@@ -1,7 +1,6 @@
 //! Beside pass(4), and in its place.
 
 use super::{POLLIN, RDWR, Sheet, pattern};
-use crate::freebsd::Nodes;
 use conform::{
     command::Command,
     sys::{Memory, Sys},
@@ -95,7 +94,7 @@ pub fn pair(sheet: &mut Sheet<'_>, id: usize) {
 /// The driver under pass(4)'s name, on a kernel without that.
 pub fn replace(sheet: &mut Sheet<'_>) {
     let node = sheet.sys.disk_of("pass");
-    let none = Nodes::all(sheet.sys, "qpass").next().is_none();
+    let none = sheet.sys.nodes("qpass").next().is_none();
     sheet.check("the nodes are /dev/passN", "", node.is_some());
     sheet.check("and not /dev/qpassN", "", none);
     let Some(node) = node else { return };

@@ -1,7 +1,7 @@
 //! Every SIM that there is.
 
 use super::{Batch, POLLIN, RDWR, Sheet, info, pattern};
-use crate::freebsd::{FreeBsd, Kind, Nodes};
+use crate::freebsd::{FreeBsd, Kind};
 use conform::{
     command::{BLOCK, Command},
     sys::{Fd, Memory, Sys},
@@ -77,7 +77,7 @@ fn error_of(sys: &mut FreeBsd, fd: Fd, command: &mut Command, kind: &Kind) -> Op
 /// and counters add up.
 pub fn sims(sheet: &mut Sheet<'_>) {
     let mut seen = [false; 4];
-    for node in Nodes::all(sheet.sys, "qpass") {
+    for node in sheet.sys.nodes("qpass") {
         let Some(kind) = sheet.sys.kind(node) else {
             continue;
         };

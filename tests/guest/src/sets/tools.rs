@@ -1,7 +1,6 @@
 //! The programs that people use.
 
 use super::Sheet;
-use crate::freebsd::Nodes;
 use conform::sys::Sys;
 use sys_bindings as sys;
 
@@ -49,7 +48,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
         sheet.check("qpassctl", what, code == Ok(wanted));
     }
     // The disks that are not SCSI, by what they speak.
-    for node in Nodes::all(sheet.sys, "qpass") {
+    for node in sheet.sys.nodes("qpass") {
         let Some(kind) = sheet.sys.kind(node) else {
             continue;
         };
@@ -73,7 +72,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
     let reactor = sheet.sys.run(REACTORS[at], &[name, name]);
     sheet.check("a reactor with two queues", node, reactor == Ok(0));
     // The CD is mounted: it is the root.
-    let cd = Nodes::all(sheet.sys, "qpass").find(|node| {
+    let cd = sheet.sys.nodes("qpass").find(|node| {
         let kind = sheet.sys.kind(node);
         kind.is_some_and(|k| k.device_type == 5)
     });
@@ -86,7 +85,7 @@ pub fn tools(sheet: &mut Sheet<'_>) {
 /// What one program has outstanding is shown by another, and ended. On the ATA
 /// disk, which takes so few at a time that most of them wait.
 fn ended_by_another(sheet: &mut Sheet<'_>, tool: &str) {
-    let ata = Nodes::all(sheet.sys, "qpass").find(|node| {
+    let ata = sheet.sys.nodes("qpass").find(|node| {
         let kind = sheet.sys.kind(node);
         kind.is_some_and(|k| k.protocol == sys::PROTO_ATA)
     });

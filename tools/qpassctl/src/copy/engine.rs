@@ -83,15 +83,15 @@ impl Plan<'_> {
 }
 
 /// What is done up to where, though chunks end in any order.
-pub struct Watermark {
+struct Watermark {
     /// The first chunk that is not done.
-    pub next: u64,
+    next: u64,
     ahead: std::collections::BTreeSet<u64>,
 }
 
 impl Watermark {
     /// So many are done.
-    pub fn at(next: u64) -> Self {
+    fn at(next: u64) -> Self {
         Watermark {
             next,
             ahead: Default::default(),
@@ -99,7 +99,7 @@ impl Watermark {
     }
 
     /// One more is.
-    pub fn done(&mut self, index: u64) {
+    fn done(&mut self, index: u64) {
         self.ahead.insert(index);
         while self.ahead.remove(&self.next) {
             self.next += 1;
@@ -113,6 +113,10 @@ pub trait Work {
     fn command(&mut self, chunk: Chunk, buffer: Buffer) -> Result<Option<Command>, Fail>;
     /// It has ended well.
     fn done(&mut self, chunk: Chunk, data: &[u8]) -> Result<(), Fail>;
+    /// All chunks before `next` have.
+    fn all_done(&mut self, _next: u64) -> Result<(), Fail> {
+        Ok(())
+    }
 }
 
 /// What a run is called.
@@ -217,6 +221,7 @@ fn run_with(
                 spare.push(buffer);
             }
             ended.done(chunk.index);
+            work.all_done(ended.next)?;
             bar.inc(len as u64);
         }
         if stopped() {

@@ -1,9 +1,6 @@
 //! How far a copy is, so that it can go on later.
 
-use super::{
-    engine::{Plan, Watermark},
-    target::temporary,
-};
+use super::{engine::Plan, target::temporary};
 use crate::fail::Fail;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -87,8 +84,8 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// What is done so far, and where that is noted, if it is.
 pub struct Done<'a> {
-    /// Up to where.
-    pub watermark: Watermark,
+    /// The first chunk that is not.
+    next: u64,
     /// Bytes of a chunk.
     per: u64,
     notes: Option<Notes<'a>>,
@@ -105,7 +102,7 @@ impl<'a> Done<'a> {
     /// `first` chunks of `plan` are done already.
     pub fn new(plan: &Plan<'_>, first: u64) -> Self {
         Done {
-            watermark: Watermark::at(first),
+            next: first,
             per: (plan.per * plan.disk.block) as u64,
             notes: None,
         }
@@ -124,17 +121,17 @@ impl<'a> Done<'a> {
 
     /// Bytes that are done.
     pub fn bytes(&self) -> u64 {
-        self.watermark.next * self.per
+        self.next * self.per
     }
 
-    /// A chunk is done; when it is time for a note, `settle` sees to it that
-    /// what it says is so.
-    pub fn chunk(
+    /// All chunks before `next` are done; when it is time for a note, `settle`
+    /// sees to it that what it says is so.
+    pub fn up_to(
         &mut self,
-        index: u64,
+        next: u64,
         settle: impl FnOnce() -> Result<(), Fail>,
     ) -> Result<(), Fail> {
-        self.watermark.done(index);
+        self.next = next;
         let bytes = self.bytes();
         let is_due = |n: &Notes<'_>| bytes - n.last >= n.every;
         if self.notes.as_ref().is_some_and(is_due) {

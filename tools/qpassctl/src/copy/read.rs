@@ -44,9 +44,11 @@ impl Work for ToFile<'_> {
     fn done(&mut self, chunk: Chunk, data: &[u8]) -> Result<(), Fail> {
         self.file
             .write_all_at(data, chunk.offset)
-            .map_err(|e| Fail::file(self.path, "write", &e))?;
-        self.done
-            .chunk(chunk.index, || settle(&self.file, self.path))
+            .map_err(|e| Fail::file(self.path, "write", &e))
+    }
+
+    fn all_done(&mut self, next: u64) -> Result<(), Fail> {
+        self.done.up_to(next, || settle(&self.file, self.path))
     }
 }
 

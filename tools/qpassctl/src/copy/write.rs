@@ -33,9 +33,13 @@ impl Work for FromFile<'_> {
         Ok(Some(self.disk.write(chunk.lba, chunk.blocks, buffer)))
     }
 
-    fn done(&mut self, chunk: Chunk, _data: &[u8]) -> Result<(), Fail> {
+    fn done(&mut self, _chunk: Chunk, _data: &[u8]) -> Result<(), Fail> {
+        Ok(())
+    }
+
+    fn all_done(&mut self, next: u64) -> Result<(), Fail> {
         // What is noted is on the medium.
-        self.done.chunk(chunk.index, || self.disk.flush())
+        self.done.up_to(next, || self.disk.flush())
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     disk::{Disk, ask, kind},
     fail::Fail,
-    output::{self, dump, hex, human},
+    output::{self, ascii, dump, hex, human},
 };
 use qpass_client::{Command, Device, Protocol};
 use serde::Serialize;
@@ -33,14 +33,7 @@ struct Page {
 }
 
 fn printable(data: &[u8]) -> String {
-    let text: String = data
-        .iter()
-        .map(|b| match b {
-            0x20..=0x7e => char::from(*b),
-            _ => ' ',
-        })
-        .collect();
-    text.trim().into()
+    ascii(data, ' ').trim().into()
 }
 
 /// What version of the SCSI primary commands it follows (SPC-5, table 151).
