@@ -16,6 +16,7 @@ use std::{
 /// What lies before and after memory that is in use.
 const GUARD: u8 = 0xa5;
 const GUARD_LEN: usize = 64;
+const PAGE: usize = sys::PAGE_SIZE as usize;
 /// What fresh memory holds, so that nobody relies on zeroes.
 const FRESH: u8 = 0x5c;
 /// What freed memory holds.
@@ -33,8 +34,18 @@ struct Block {
 unsafe impl Send for Block {}
 
 impl Block {
+    /// What is a page long or more begins at a page, as malloc(9) and uma(9)
+    /// have it: the guard before it is at the end of one.
+    fn before(len: usize) -> usize {
+        match len {
+            PAGE.. => PAGE,
+            _ => GUARD_LEN,
+        }
+    }
+
     fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len + 2 * GUARD_LEN, 64).expect("a size that fits")
+        let before = Self::before(len);
+        Layout::from_size_align(before + len + GUARD_LEN, before).expect("a size that fits")
     }
 
     fn new(len: usize) -> Self {
@@ -42,11 +53,10 @@ impl Block {
         unsafe {
             let whole = std::alloc::alloc(Self::layout(len));
             assert!(!whole.is_null(), "out of memory");
-            whole.write_bytes(GUARD, len + 2 * GUARD_LEN);
-            Block {
-                start: whole.add(GUARD_LEN),
-                len,
-            }
+            let start = whole.add(Self::before(len));
+            start.sub(GUARD_LEN).write_bytes(GUARD, GUARD_LEN);
+            start.add(len).write_bytes(GUARD, GUARD_LEN);
+            Block { start, len }
         }
     }
 
@@ -80,7 +90,10 @@ impl Block {
 
     fn release(self) {
         // SAFETY: allocated with the same layout in new().
-        unsafe { std::alloc::dealloc(self.start.sub(GUARD_LEN), Self::layout(self.len)) };
+        unsafe {
+            let whole = self.start.sub(Self::before(self.len));
+            std::alloc::dealloc(whole, Self::layout(self.len));
+        }
     }
 }
 
