@@ -3,7 +3,7 @@
 
 use crate::{fault, lock::may_sleep, sys, thread::broken, user};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::c_int,
     sync::{
         LazyLock, Mutex,
@@ -28,6 +28,8 @@ struct Pages {
     by_address: HashMap<usize, usize>,
     /// What was unmapped while some of it was held: start and length.
     unmapped: Vec<(usize, usize)>,
+    /// Pages, by address, whose contents their file does not have yet.
+    dirty: HashSet<usize>,
 }
 
 static PAGES: LazyLock<Mutex<Pages>> = LazyLock::new(Mutex::default);
@@ -38,6 +40,21 @@ pub static HOLDS: AtomicU64 = AtomicU64::new(0);
 pub fn holds() -> usize {
     let pages = PAGES.lock().unwrap();
     pages.held.values().map(|page| page.holds).sum()
+}
+
+/// Whether a page is dirty: msync(2) and the syncer write it to its file.
+pub fn is_dirty(at: usize) -> bool {
+    PAGES.lock().unwrap().dirty.contains(&(at / PAGE * PAGE))
+}
+
+/// vm_object_page_clean(), as msync(2) and the syncer call it: what is dirty is
+/// written and is clean then, held pages too, whatever a device does to them
+/// afterwards.
+pub fn msync(at: usize, len: usize) {
+    let mut pages = PAGES.lock().unwrap();
+    pages
+        .dirty
+        .retain(|page| !(at / PAGE * PAGE..at + len).contains(page));
 }
 
 pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
@@ -88,6 +105,10 @@ pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
         let page = pages.held.get_mut(&id).expect("just found");
         page.holds += 1;
         page.writable |= writable;
+        if writable {
+            // Now, as the hardware will not do it when the device writes.
+            pages.dirty.insert(address);
+        }
         HOLDS.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's list has room for them.
         unsafe { *list.add(i) = id as sys::vm_page_t };
@@ -120,6 +141,18 @@ pub(crate) unsafe extern "C" fn vm_page_unhold_pages(list: *mut sys::vm_page_t, 
     for (at, len) in ready {
         user::give_back(at, len);
     }
+}
+
+/// What vm_page_dirty() is for a module (vm/vm_page.h): the page must be held,
+/// or it may be another's by now.
+#[expect(non_snake_case, reason = "the name that the kernel exports")]
+pub(crate) unsafe extern "C" fn vm_page_dirty_KBI(page: sys::vm_page_t) {
+    let mut pages = PAGES.lock().unwrap();
+    let Some(address) = pages.held.get(&(page as usize)).map(|page| page.address) else {
+        drop(pages);
+        broken("vm_page_dirty of a page that is not held");
+    };
+    pages.dirty.insert(address);
 }
 
 fn any_held(by_address: &HashMap<usize, usize>, at: usize, len: usize) -> bool {
