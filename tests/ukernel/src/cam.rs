@@ -28,6 +28,15 @@ pub trait Sim: Send + Sync {
     fn start(&self, ccb: *mut sys::ccb);
     /// Gives a command back that was not carried out yet, if it still can.
     fn abort(&self, ccb: *mut sys::ccb) -> bool;
+    /// Answers an XPT_ABORT whose outcome is `status` in its own way, or never;
+    /// without one it is answered a little later.
+    fn answers_abort(&self, _ccb: *mut sys::ccb, _status: sys::cam_status) -> bool {
+        false
+    }
+    /// Identify Namespace data, of an NVMe device.
+    fn namespace(&self) -> Option<Vec<u8>> {
+        None
+    }
     /// What the SIM says of itself.
     fn path_inq(&self) -> PathInq;
     /// Commands that it takes at a time.
@@ -403,7 +412,11 @@ fn getdev(device: &Device) -> Vec<u64> {
 
 fn fill_getdev(device: &Device, cgd: &mut sys::ccb_getdev) {
     cgd.ccb_h.status = sys::CAM_REQ_CMP;
-    cgd.protocol = sys::PROTO_SCSI;
+    let namespace = device.sim.as_ref().and_then(|sim| sim.namespace());
+    cgd.protocol = match namespace {
+        Some(_) => sys::PROTO_NVME,
+        None => sys::PROTO_SCSI,
+    };
     let inquiry = device.sim.as_ref().map_or([0; 36], |s| s.inquiry());
     // SAFETY: the standard data is shorter than the struct.
     unsafe {
@@ -786,6 +799,10 @@ fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool)
 /// As virtio_scsi(4) does: an abort is a task management function, and its CCB
 /// is the SIM's until the device has answered, of which nobody is told.
 fn answer_later(ccb: *mut sys::ccb, status: sys::cam_status) {
+    let sim = device_of(ccb).sim.clone();
+    if sim.is_some_and(|sim| sim.answers_abort(ccb, status)) {
+        return;
+    }
     let ccb = ccb as usize;
     on_xpt_taskq(move || {
         std::thread::sleep(std::time::Duration::from_micros(300));
@@ -849,6 +866,16 @@ fn advinfo(device: &Arc<Device>, cdai: &mut sys::ccb_dev_advinfo) {
     let len = cdai.bufsiz as usize;
     let value = match cdai.buftype {
         sys::CDAI_TYPE_SERIAL_NUM if !stores => b"QPSERIAL".to_vec(),
+        // nvme_dev_advinfo()
+        sys::CDAI_TYPE_NVME_NS if !stores => {
+            match device.sim.as_ref().and_then(|sim| sim.namespace()) {
+                Some(namespace) => namespace,
+                None => {
+                    cdai.ccb_h.status = sys::CAM_REQ_INVALID;
+                    return;
+                }
+            }
+        }
         sys::CDAI_TYPE_PHYS_PATH if stores => {
             // SAFETY: the CCB's buffer is kernel memory of that length.
             state.physpath = unsafe { core::slice::from_raw_parts(cdai.buf, len) }.to_vec();

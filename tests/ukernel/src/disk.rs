@@ -2,7 +2,10 @@
 //! while and out of order if it is told to, and it can be pulled out.
 
 use crate::{
+    busdma::{Loaded, Map, Run},
     cam::{self, PathInq, Sim},
+    model::{self, Aborts, Io, Lists, Model},
+    nvme,
     scsi::{self, Data, Disk},
     sys,
     thread::broken,
@@ -10,13 +13,13 @@ use crate::{
 };
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, HashSet},
     fs::File,
     io,
     ops::{Deref, DerefMut},
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Condvar, Mutex, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -44,6 +47,19 @@ pub struct Config {
     /// Where its contents are kept from one machine to the next; else they
     /// begin as zeroes and go with it.
     pub file: Option<PathBuf>,
+    /// What kind of SIM it is behind.
+    pub model: Model,
+}
+
+impl Config {
+    /// A disk behind a SIM of a kind, which takes unmapped I/O.
+    pub fn of(model: Model) -> Self {
+        Config {
+            model,
+            unmapped: true,
+            ..Config::default()
+        }
+    }
 }
 
 impl Default for Config {
@@ -58,6 +74,7 @@ impl Default for Config {
             unmapped: false,
             sata: false,
             file: None,
+            model: Model::PLAIN,
         }
     }
 }
@@ -111,6 +128,21 @@ struct Job {
     due: Instant,
     order: u64,
     ccb: usize,
+    load: Load,
+    /// It ends as aborted.
+    aborted: bool,
+}
+
+/// What a SIM has made of a command's memory before the device gets it.
+enum Load {
+    /// The device gets the memory as it is.
+    Direct,
+    /// It gets these segments.
+    Mapped(Map),
+    /// It waits for bounce pages.
+    Waits,
+    /// It failed: the device gets nothing.
+    Failed(sys::cam_status),
 }
 
 impl PartialEq for Job {
@@ -155,6 +187,17 @@ pub struct RamDisk {
     pub commands: AtomicU64,
     /// The last command's `timeout`, in milliseconds, and `retry_count`.
     pub last_patience: Mutex<(u32, u16)>,
+    /// The data of the last command that had an opcode with data.
+    pub last_io: Mutex<Option<Io>>,
+    /// The last status that a controller answered, but for success.
+    pub nvme_status: Mutex<Option<u16>>,
+    /// What it says was not moved by a command that ended well.
+    pub residual: Mutex<Option<u32>>,
+    own: Weak<RamDisk>,
+    /// The SIM's own lock.
+    lock: Mutex<()>,
+    /// Control blocks of the commands that it has.
+    blocks_of_control: Mutex<HashSet<usize>>,
 }
 
 impl RamDisk {
@@ -172,8 +215,10 @@ impl RamDisk {
     /// That of the file.
     pub fn open(serial: &str, config: Config) -> io::Result<Arc<Self>> {
         let threads = config.threads;
-        let disk = Arc::new(RamDisk {
-            blocks: Mutex::new(Blocks::new(&config)?),
+        let blocks = Mutex::new(Blocks::new(&config)?);
+        let disk = Arc::new_cyclic(|own| RamDisk {
+            own: own.clone(),
+            blocks,
             config,
             serial: serial.into(),
             jobs: Mutex::default(),
@@ -188,6 +233,11 @@ impl RamDisk {
             nvme_addresses_seen: AtomicBool::new(false),
             commands: AtomicU64::new(0),
             last_patience: Mutex::default(),
+            last_io: Mutex::default(),
+            nvme_status: Mutex::default(),
+            residual: Mutex::default(),
+            lock: Mutex::default(),
+            blocks_of_control: Mutex::default(),
         });
         for i in 0..threads {
             let disk = disk.clone();
@@ -197,6 +247,16 @@ impl RamDisk {
                 .expect("a thread");
         }
         Ok(disk)
+    }
+
+    /// A part of its contents, in bytes.
+    pub fn contents(&self, at: usize, len: usize) -> Vec<u8> {
+        self.blocks.lock().unwrap()[at..at + len].to_vec()
+    }
+
+    /// Sets a part of its contents.
+    pub fn put(&self, at: usize, bytes: &[u8]) {
+        self.blocks.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     /// Sets every byte of it.
@@ -211,6 +271,12 @@ impl RamDisk {
         self.work.notify_all();
     }
 
+    /// Whether it answers nothing: a stuck disk still gives back what a silent
+    /// abort has ended.
+    fn is_stuck(&self, jobs: &BinaryHeap<Reverse<Job>>) -> bool {
+        self.stuck.load(Ordering::SeqCst) && jobs.peek().is_none_or(|Reverse(job)| !job.aborted)
+    }
+
     fn serve(&self) {
         let mut jobs = self.jobs.lock().unwrap();
         loop {
@@ -218,7 +284,7 @@ impl RamDisk {
             let now = Instant::now();
             let due = match jobs.peek() {
                 None if pulled => return,
-                _ if self.stuck.load(Ordering::SeqCst) && !pulled => None,
+                _ if self.is_stuck(&jobs) && !pulled => None,
                 None => None,
                 Some(Reverse(job)) => Some(job.due),
             };
@@ -230,33 +296,53 @@ impl RamDisk {
                 Some(_) => {
                     let Reverse(job) = jobs.pop().expect("peeked");
                     drop(jobs);
-                    self.answer(job.ccb as *mut sys::ccb, pulled);
+                    self.answer(job, pulled);
                     self.jobs.lock().unwrap()
                 }
             };
         }
     }
 
-    fn answer(&self, ccb: *mut sys::ccb, pulled: bool) {
+    fn answer(&self, job: Job, pulled: bool) {
+        let ccb = job.ccb as *mut sys::ccb;
         self.commands.fetch_add(1, Ordering::Relaxed);
+        self.forget(ccb);
         // SAFETY: the CCB is the SIM's until it is done.
         let hdr = unsafe { &mut (*ccb).ccb_h };
         *self.last_patience.lock().unwrap() = (hdr.timeout, hdr.retry_count);
-        if pulled {
-            hdr.status = sys::CAM_DEV_NOT_THERE;
+        if pulled || job.aborted {
+            hdr.status = match pulled {
+                true => sys::CAM_DEV_NOT_THERE,
+                false => sys::CAM_REQ_ABORTED,
+            };
+            drop(job.load);
             cam::done(ccb, true);
             return;
         }
+        let io = Io::of(ccb);
+        let mut map = match (job.load, &io) {
+            (Load::Failed(status), _) => {
+                hdr.status = status;
+                cam::done(ccb, true);
+                return;
+            }
+            (Load::Mapped(map), _) => Some(map),
+            (Load::Waits, Some(io)) => match self.load(io, true) {
+                Load::Mapped(map) => Some(map),
+                _ => broken("a load that waits for bounce pages ends without"),
+            },
+            _ => None,
+        };
         let good = match hdr.func_code {
             // SAFETY: the CCB is what its opcode says.
             sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => unsafe {
-                self.answer_scsi(&mut (*ccb).csio)
+                self.answer_scsi(&mut (*ccb).csio, map.as_ref())
             },
             // SAFETY: as above.
-            sys::XPT_ATA_IO => unsafe { self.answer_ata(&mut (*ccb).ataio) },
+            sys::XPT_ATA_IO => unsafe { self.answer_ata(&mut (*ccb).ataio, map.as_ref()) },
             // SAFETY: as above.
             sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => unsafe {
-                self.answer_nvme(&mut (*ccb).nvmeio)
+                self.answer_nvme(&mut (*ccb).nvmeio, io.as_ref(), map.as_ref())
             },
             // SAFETY: as above.
             sys::XPT_SMP_IO => unsafe { answer_smp(&mut (*ccb).smpio) },
@@ -271,27 +357,105 @@ impl RamDisk {
                 false
             }
         };
+        if let Some(map) = &mut map
+            && hdr.flags & sys::CAM_DIR_MASK != sys::CAM_DIR_OUT
+        {
+            map.postread();
+        }
+        drop(map);
+        if let Some(io) = &io
+            && good
+        {
+            self.config.model.patch(io);
+        }
         cam::done(ccb, !good);
     }
 
-    fn gather(&self, flags: u32, data: *mut u8, segments: u16, len: usize) -> Gathered {
-        Gathered::take(self.config.unmapped, flags, data, segments, len)
+    /// The command's control block goes, and the pointer to it.
+    fn forget(&self, ccb: *mut sys::ccb) {
+        if self.config.model.aborts == Aborts::FollowsPrivate {
+            self.blocks_of_control
+                .lock()
+                .unwrap()
+                .remove(&(ccb as usize));
+            set_private(ccb, 0);
+        }
     }
 
-    /// READ DMA EXT, WRITE DMA EXT, IDENTIFY DEVICE, CHECK POWER MODE (ACS-4);
-    /// all else is aborted.
-    fn answer_ata(&self, io: &mut sys::ccb_ataio) -> bool {
+    /// Loads a command's memory as the SIM's tag says.
+    fn load(&self, io: &Io, waits: bool) -> Load {
+        let Some(tag) = &self.config.model.tag else {
+            return Load::Direct;
+        };
+        if !io.has_data() || io.data.is_null() {
+            return Load::Direct;
+        }
+        let runs = runs(self.config.unmapped, io.flags, io.data, io.segments, io.len);
+        let writes = io.flags & sys::CAM_DIR_MASK != sys::CAM_DIR_IN;
+        match Map::load(tag, &runs, writes, waits) {
+            Loaded::Now(map) => Load::Mapped(map),
+            Loaded::Deferred if tag.lockfunc => Load::Waits,
+            // nvme(4) takes EINPROGRESS for an error, and fails the tracker.
+            Loaded::Deferred if self.config.model.is_nvme => {
+                Load::Failed(sys::CAM_NVME_STATUS_ERROR)
+            }
+            Loaded::Deferred => Load::Failed(sys::CAM_REQ_CMP_ERR),
+        }
+    }
+
+    fn gather(
+        &self,
+        map: Option<&Map>,
+        flags: u32,
+        data: *mut u8,
+        segments: u16,
+        len: usize,
+    ) -> Gathered {
+        if let Some(map) = map {
+            return Gathered::of(map.parts(), len);
+        }
+        let mut parts = Vec::new();
+        if flags & sys::CAM_DIR_MASK != sys::CAM_DIR_NONE && len != 0 && !data.is_null() {
+            for run in runs(self.config.unmapped, flags, data, segments, len) {
+                parts.extend(run.parts);
+            }
+        }
+        Gathered::of(parts, len)
+    }
+
+    /// What is said to be left of a transfer of which that much is.
+    fn resid(&self, left: usize) -> u32 {
+        if self.lies_about_residual.load(Ordering::Relaxed) {
+            return 0;
+        }
+        self.residual.lock().unwrap().unwrap_or(left as u32)
+    }
+
+    /// READ DMA EXT, WRITE DMA EXT, READ and WRITE FPDMA QUEUED, IDENTIFY DEVICE,
+    /// CHECK POWER MODE (ACS-4); all else is aborted.
+    fn answer_ata(&self, io: &mut sys::ccb_ataio, map: Option<&Map>) -> bool {
         let len = io.dxfer_len as usize;
         let lba = usize::from(io.cmd.lba_low)
             | usize::from(io.cmd.lba_mid) << 8
             | usize::from(io.cmd.lba_high) << 16;
         let at = lba * scsi::BLOCK;
-        let mut copy = self.gather(io.ccb_h.flags, io.data_ptr, 0, len);
+        let mut copy = self.gather(map, io.ccb_h.flags, io.data_ptr, 0, len);
         let data = copy.bytes.as_mut_ptr();
+        let is_ncq = matches!(io.cmd.command, 0x60 | 0x61);
+        let sectors = if is_ncq {
+            usize::from(io.cmd.features) | usize::from(io.cmd.features_exp) << 8
+        } else {
+            usize::from(io.cmd.sector_count) | usize::from(io.cmd.sector_count_exp) << 8
+        };
         let moved = match io.cmd.command {
-            command @ (0x25 | 0x35) => {
+            command @ (0x25 | 0x35 | 0x60 | 0x61) => {
                 let mut blocks = self.blocks.lock().unwrap();
-                move_block(&mut blocks, at, data, len, command == 0x35)
+                // No count stands for the most there can be.
+                let len = match sectors {
+                    0 => len,
+                    n => len.min(n * scsi::BLOCK),
+                };
+                move_block(&mut blocks, at, data, len, matches!(command, 0x35 | 0x61))
             }
             0xec => {
                 let mut page = vec![0; 512];
@@ -309,7 +473,7 @@ impl RamDisk {
         }
         match moved {
             Some(moved) => {
-                io.resid = (len - moved) as u32;
+                io.resid = self.resid(len - moved);
                 io.res.status = 0x50;
                 io.ccb_h.status = sys::CAM_REQ_CMP;
                 true
@@ -325,14 +489,25 @@ impl RamDisk {
     }
 
     /// Read, Write and Flush; Identify Controller (NVM Express 2.0).
-    fn answer_nvme(&self, io: &mut sys::ccb_nvmeio) -> bool {
+    fn answer_nvme(&self, io: &mut sys::ccb_nvmeio, what: Option<&Io>, map: Option<&Map>) -> bool {
         // SAFETY: 64 bytes of plain data: a submission queue entry.
         let entry: &[u8; 64] = unsafe { &*(&raw const io.cmd).cast() };
         self.nvme_addresses_seen
             .store(entry[16..40].iter().any(|b| *b != 0), Ordering::SeqCst);
         let lba = u64::from_le_bytes(entry[40..48].try_into().expect("8 bytes")) as usize;
+        if let Some(what) = what
+            && self.config.model.is_nvme
+        {
+            let answer = nvme::execute(what, map, &mut self.blocks.lock().unwrap());
+            io.ccb_h.status = match answer {
+                Ok(()) => sys::CAM_REQ_CMP,
+                Err(_) => sys::CAM_NVME_STATUS_ERROR,
+            };
+            *self.nvme_status.lock().unwrap() = answer.err();
+            return answer.is_ok();
+        }
         let len = io.dxfer_len as usize;
-        let mut copy = self.gather(io.ccb_h.flags, io.data_ptr, io.sglist_cnt, len);
+        let mut copy = self.gather(None, io.ccb_h.flags, io.data_ptr, io.sglist_cnt, len);
         let admin = io.ccb_h.func_code == sys::XPT_NVME_ADMIN;
         let moved = match (admin, entry[0]) {
             (false, 0) => Some(0),
@@ -384,22 +559,26 @@ impl RamDisk {
         moved.is_some()
     }
 
-    fn answer_scsi(&self, csio: &mut sys::ccb_scsiio) -> bool {
+    fn answer_scsi(&self, csio: &mut sys::ccb_scsiio, map: Option<&Map>) -> bool {
         let len = csio.dxfer_len as usize;
+        if self.config.model.lists == Lists::Refused
+            && csio.ccb_h.flags & sys::CAM_DATA_SG != 0
+            && csio.ccb_h.flags & sys::CAM_DIR_MASK != sys::CAM_DIR_NONE
+        {
+            csio.ccb_h.status = sys::CAM_REQ_INVALID;
+            return false;
+        }
         let answer = if self.takes_unit_attention() {
             // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
             Err((6, 0x29, 0))
         } else {
-            self.execute(csio, len)
+            self.execute(csio, len, map)
         };
         match answer {
             Ok(moved) => {
                 csio.ccb_h.status = sys::CAM_REQ_CMP;
                 csio.scsi_status = sys::SCSI_STATUS_OK as u8;
-                csio.resid = (len - moved) as u32;
-                if self.lies_about_residual.load(Ordering::Relaxed) {
-                    csio.resid = 0;
-                }
+                csio.resid = self.resid(len - moved);
                 true
             }
             Err(sense) => {
@@ -428,9 +607,9 @@ impl RamDisk {
             .is_ok()
     }
 
-    fn execute(&self, csio: &sys::ccb_scsiio, len: usize) -> scsi::Answer {
+    fn execute(&self, csio: &sys::ccb_scsiio, len: usize, map: Option<&Map>) -> scsi::Answer {
         let flags = csio.ccb_h.flags;
-        let mut copy = self.gather(flags, csio.data_ptr, csio.sglist_cnt, len);
+        let mut copy = self.gather(map, flags, csio.data_ptr, csio.sglist_cnt, len);
         // SAFETY: the union is plain data; a CDB elsewhere stays valid until
         // the CCB is done.
         let cdb = unsafe {
@@ -465,6 +644,30 @@ impl RamDisk {
 }
 
 impl RamDisk {
+    /// Answers an XPT_ABORT as virtio_scsi(4) does, with the SIM's lock held
+    /// until it is through with the CCB.
+    fn read_on(self: &RamDisk, ccb: usize, status: sys::cam_status, long: Duration) {
+        let Some(this) = self.own.upgrade() else {
+            return;
+        };
+        let answer = move || {
+            let _lock = this.lock.lock().unwrap();
+            std::thread::sleep(Duration::from_micros(300));
+            let ccb = ccb as *mut sys::ccb;
+            set_status(ccb, status);
+            let end = Instant::now() + long;
+            while Instant::now() < end {
+                std::thread::sleep(Duration::from_micros(100));
+                model::read_on(ccb);
+            }
+        };
+        let name = "vtscsi".into();
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(answer)
+            .expect("a thread");
+    }
+
     /// XDWRITEREAD(10) (SBC-3): writes the data, and answers what it and the old
     /// data are, XORed.
     fn write_and_read(&self, cdb: &[u8], copy: &mut Gathered) -> scsi::Answer {
@@ -482,6 +685,23 @@ impl RamDisk {
         copy.give_back();
         Ok(copy.bytes.len())
     }
+}
+
+/// The word of a CCB's header that is the SIM's, where it has its control block.
+fn private(ccb: *mut sys::ccb) -> usize {
+    // SAFETY: a CCB that CAM has given to the SIM, or is about to.
+    unsafe { (*ccb).ccb_h.sim_priv.entries[0].field as usize }
+}
+
+fn set_private(ccb: *mut sys::ccb, block: usize) {
+    // SAFETY: the CCB is the SIM's until it is done.
+    unsafe { (*ccb).ccb_h.sim_priv.entries[0].field = block as u64 };
+}
+
+/// Answers an XPT_ABORT.
+fn set_status(ccb: *mut sys::ccb, status: sys::cam_status) {
+    // SAFETY: the CCB is the SIM's until now; if it was freed, the poison tells.
+    unsafe { AtomicU32::from_ptr(&raw mut (*ccb).ccb_h.status) }.store(status, Ordering::Release);
 }
 
 /// Moves `len` bytes between the disk and kernel memory, if they are there.
@@ -517,6 +737,37 @@ fn answer_smp(io: &mut sys::ccb_smpio) -> bool {
     true
 }
 
+/// The memory of a CCB that has data, as its format says.
+fn runs(unmapped: bool, flags: u32, data: *mut u8, segments: u16, len: usize) -> Vec<Run> {
+    let format = flags & sys::CAM_DATA_MASK;
+    if format == sys::CAM_DATA_BIO {
+        if !unmapped {
+            broken("a SIM that takes no unmapped I/O is given some");
+        }
+        // SAFETY: the CCB names a bio, which stays until it is done.
+        let bio = unsafe { &*data.cast::<sys::bio>() };
+        let device_writes = flags & sys::CAM_DIR_MASK != sys::CAM_DIR_OUT;
+        UNMAPPED.fetch_add(1, Ordering::Relaxed);
+        return vec![Run {
+            parts: vm::pieces(bio, len, device_writes),
+            unmapped: true,
+        }];
+    }
+    // A physical address is the address itself here.
+    if format & sys::CAM_DATA_ISPHYS != 0 {
+        PHYSICAL.fetch_add(1, Ordering::Relaxed);
+    }
+    if format != sys::CAM_DATA_SG && format != sys::CAM_DATA_SG_PADDR {
+        return vec![Run::mapped(data, len)];
+    }
+    let segment = |i| {
+        // SAFETY: the CCB's list has so many segments.
+        let segment = unsafe { *data.cast::<sys::bus_dma_segment_t>().add(i) };
+        Run::mapped(segment.ds_addr as *mut u8, segment.ds_len as usize)
+    };
+    (0..usize::from(segments)).map(segment).collect()
+}
+
 /// The data of a CCB in one piece, from kernel memory by address or by list.
 struct Gathered {
     bytes: Vec<u8>,
@@ -524,38 +775,6 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn take(unmapped: bool, flags: u32, data: *mut u8, segments: u16, len: usize) -> Self {
-        let mut parts = Vec::new();
-        if flags & sys::CAM_DIR_MASK != sys::CAM_DIR_NONE && len != 0 && !data.is_null() {
-            if flags & sys::CAM_DATA_MASK == sys::CAM_DATA_BIO {
-                if !unmapped {
-                    broken("a SIM that takes no unmapped I/O is given some");
-                }
-                // SAFETY: the CCB names a bio, which stays until it is done.
-                let bio = unsafe { &*data.cast::<sys::bio>() };
-                let device_writes = flags & sys::CAM_DIR_MASK != sys::CAM_DIR_OUT;
-                UNMAPPED.fetch_add(1, Ordering::Relaxed);
-                let parts = vm::pieces(bio, len, device_writes);
-                return Gathered::of(parts, len);
-            }
-            // A physical address is the address itself here.
-            if flags & sys::CAM_DATA_ISPHYS & sys::CAM_DATA_MASK != 0 {
-                PHYSICAL.fetch_add(1, Ordering::Relaxed);
-            }
-            let format = flags & sys::CAM_DATA_MASK;
-            if format == sys::CAM_DATA_SG || format == sys::CAM_DATA_SG_PADDR {
-                for i in 0..usize::from(segments) {
-                    // SAFETY: the CCB's list has so many segments.
-                    let segment = unsafe { *data.cast::<sys::bus_dma_segment_t>().add(i) };
-                    parts.push((segment.ds_addr as *mut u8, segment.ds_len as usize));
-                }
-            } else {
-                parts.push((data, len));
-            }
-        }
-        Gathered::of(parts, len)
-    }
-
     fn of(parts: Vec<(*mut u8, usize)>, len: usize) -> Self {
         let mut bytes = Vec::new();
         for (at, part) in &parts {
@@ -585,41 +804,97 @@ pub static PHYSICAL: AtomicU64 = AtomicU64::new(0);
 
 impl Sim for RamDisk {
     fn abort(&self, ccb: *mut sys::ccb) -> bool {
+        let _lock = self.lock.lock().unwrap();
+        if self.config.model.aborts == Aborts::FollowsPrivate {
+            let block = private(ccb);
+            let is_there = self.blocks_of_control.lock().unwrap().contains(&block);
+            if block == 0 || !is_there {
+                broken("a SIM follows a null or stale pointer in the CCB that is to be aborted");
+            }
+        }
         if self.cannot_abort.load(Ordering::SeqCst) {
             return false;
         }
         let mut jobs = self.jobs.lock().unwrap();
+        if let Aborts::NeverAnswers(after) = self.config.model.aborts {
+            let Some(after) = after else { return false };
+            let mut all = core::mem::take(&mut *jobs).into_vec();
+            for Reverse(job) in &mut all {
+                if job.ccb == ccb as usize {
+                    job.aborted = true;
+                    job.due = Instant::now() + after;
+                }
+            }
+            *jobs = all.into();
+            self.work.notify_all();
+            return true;
+        }
         let before = jobs.len();
         jobs.retain(|Reverse(job)| job.ccb != ccb as usize);
         if jobs.len() == before {
             return false;
         }
         drop(jobs);
+        self.blocks_of_control
+            .lock()
+            .unwrap()
+            .remove(&(ccb as usize));
         cam::done_with(ccb, sys::CAM_REQ_ABORTED, true);
         true
     }
 
+    fn answers_abort(&self, ccb: *mut sys::ccb, status: sys::cam_status) -> bool {
+        match self.config.model.aborts {
+            Aborts::Answers => false,
+            Aborts::NeverAnswers(_) => true,
+            Aborts::FollowsPrivate => {
+                set_status(ccb, status);
+                true
+            }
+            Aborts::ReadsOn(long) => {
+                self.read_on(ccb as usize, status, long);
+                true
+            }
+        }
+    }
+
     fn start(&self, ccb: *mut sys::ccb) {
+        std::thread::sleep(self.config.model.slow_start);
         let order = self.order.fetch_add(1, Ordering::Relaxed);
         // Multiplied to look random, and the same in every run.
         let share = (order.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32;
         let jitter = (self.config.jitter.as_nanos() as u64 * u64::from(share)) >> 24;
+        let mut load = Load::Direct;
+        if let Some(io) = Io::of(ccb) {
+            self.config.model.check(&io);
+            *self.last_io.lock().unwrap() = Some(io);
+            load = self.load(&io, false);
+        }
+        let lock = self.lock.lock().unwrap();
+        if self.config.model.aborts == Aborts::FollowsPrivate {
+            self.blocks_of_control.lock().unwrap().insert(ccb as usize);
+            set_private(ccb, ccb as usize);
+        }
         self.jobs.lock().unwrap().push(Reverse(Job {
             due: Instant::now() + self.config.latency + Duration::from_nanos(jitter),
             order,
             ccb: ccb as usize,
+            load,
+            aborted: false,
         }));
+        drop(lock);
         self.work.notify_one();
         // The threads of a pulled disk leave when it has nothing to answer.
         while self.pulled.load(Ordering::SeqCst) {
             let Some(Reverse(job)) = self.jobs.lock().unwrap().pop() else {
                 break;
             };
-            self.answer(job.ccb as *mut sys::ccb, true);
+            self.answer(job, true);
         }
     }
 
     fn path_inq(&self) -> PathInq {
+        let _lock = self.lock.lock().unwrap();
         PathInq {
             maxio: self.config.maxio,
             hba_misc: if self.config.unmapped {
@@ -629,6 +904,8 @@ impl Sim for RamDisk {
             },
             transport: if self.config.sata {
                 sys::XPORT_SATA
+            } else if self.config.model.is_nvme {
+                sys::XPORT_NVME
             } else {
                 sys::XPORT_UNKNOWN
             },
@@ -637,6 +914,11 @@ impl Sim for RamDisk {
 
     fn openings(&self) -> usize {
         self.config.openings
+    }
+
+    fn namespace(&self) -> Option<Vec<u8>> {
+        let blocks = self.config.size / scsi::BLOCK;
+        self.config.model.is_nvme.then(|| nvme::namespace(blocks))
     }
 
     fn inquiry(&self) -> [u8; 36] {

@@ -26,9 +26,13 @@
 //! | [`kqueue`] | kqueue(2), knlist(9) |
 //! | [`cam`] | CAM's transport layer and periph library |
 //! | [`disk`] | a SIM with a RAM disk behind it |
+//! | [`model`] | what sets one SIM apart from another |
+//! | [`busdma`] | bus_dma(9): alignment, bounce pages |
+//! | [`nvme`] | an NVMe controller: PRPs |
 //! | [`scsi`] | what the RAM disk makes of a CDB |
 //! | [`process`] | the system calls, as [`conform::sys::Sys`] |
 
+pub mod busdma;
 pub mod cam;
 pub mod count;
 pub mod devfs;
@@ -40,6 +44,8 @@ pub mod kqueue;
 pub mod loader;
 pub mod lock;
 pub mod memory;
+pub mod model;
+pub mod nvme;
 pub mod process;
 pub mod scsi;
 pub mod sysctl;

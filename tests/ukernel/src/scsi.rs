@@ -21,6 +21,16 @@ pub struct Disk<'a> {
     pub serial: &'a str,
 }
 
+/// Whether a CDB is READ, WRITE or WRITE AND VERIFY, of any length (SBC-4).
+pub fn is_read_or_write(cdb: &[u8]) -> bool {
+    match cdb[0] {
+        0x08 | 0x0a | 0x28 | 0x2a | 0x2e | 0xa8 | 0xaa | 0xae | 0x88 | 0x8a | 0x8e => true,
+        // A variable length CDB: READ(32), WRITE(32), WRITE AND VERIFY(32).
+        0x7f => matches!(be(&cdb[8..10]), 0x09 | 0x0b | 0x0c),
+        _ => false,
+    }
+}
+
 /// What the initiator sends or receives.
 pub enum Data<'a> {
     /// Nothing.
@@ -60,9 +70,9 @@ impl Disk<'_> {
                 let blocks = if cdb[4] == 0 { 256 } else { u64::from(cdb[4]) };
                 self.transfer(be(&cdb[1..4]) & 0x1f_ffff, blocks, data)
             }
-            0x28 | 0x2a => self.transfer(be(&cdb[2..6]), be(&cdb[7..9]), data),
-            0xa8 | 0xaa => self.transfer(be(&cdb[2..6]), be(&cdb[6..10]), data),
-            0x88 | 0x8a => self.transfer(be(&cdb[2..10]), be(&cdb[10..14]), data),
+            0x28 | 0x2a | 0x2e => self.transfer(be(&cdb[2..6]), be(&cdb[7..9]), data),
+            0xa8 | 0xaa | 0xae => self.transfer(be(&cdb[2..6]), be(&cdb[6..10]), data),
+            0x88 | 0x8a | 0x8e => self.transfer(be(&cdb[2..10]), be(&cdb[10..14]), data),
             _ => Err(INVALID_OPCODE),
         }
     }

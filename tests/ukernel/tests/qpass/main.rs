@@ -1135,6 +1135,7 @@ fn load(machine: &Machine, fds: &[i32], threads: usize, commands: usize) -> u64 
 }
 
 const BUSY: Config = Config {
+    model: ukernel::model::Model::PLAIN,
     file: None,
     sata: false,
     size: 8 << 20,

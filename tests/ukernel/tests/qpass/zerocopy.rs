@@ -25,6 +25,7 @@ tests! {
 }
 
 const PAGES: Config = Config {
+    model: ukernel::model::Model::PLAIN,
     file: None,
     sata: false,
     size: 16 << 20,
