@@ -11,6 +11,10 @@
 #include <sys/module.h>
 #include <sys/sysctl.h>
 
+#include <vm/vm.h>
+#include <vm/pmap.h>
+#include <vm/vm_page.h>
+
 MALLOC_DEFINE(M_QPASS, "qpass", "CAM queued pass-through driver");
 
 u_int qpass_max_requests = 1024;
@@ -49,6 +53,21 @@ static SYSCTL_NODE(_hw, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
     "CAM queued pass-through driver");
 SYSCTL_INT(_hw_qpass, OID_AUTO, replace, CTLFLAG_RDTUN, &qpass_replace, 0,
     "Register as pass, where the kernel has no pass(4)");
+
+/*
+ * The first page from i on of n that is not dirty all over; n where there is
+ * none.  The answer is of the moment.
+ */
+int	qpass_clean_page(vm_page_t *pages, int i, int n);
+
+int
+qpass_clean_page(vm_page_t *pages, int i, int n)
+{
+
+	while (i < n && pages[i]->dirty == VM_PAGE_BITS_ALL)
+		i++;
+	return (i);
+}
 
 int	qpass_modevent(module_t mod, int type, void *data);
 

@@ -33,17 +33,16 @@ const CLASSES: [(usize, &CStr); 7] = [
     (1 << 20, c"qpass_1m"),
 ];
 
-/// The largest run of data that one chunk holds, in bytes.
+/// The largest run of data that a zone has chunks for, in bytes.
 pub const MAX_CHUNK: u32 = CLASSES[CLASSES.len() - 1].0 as u32;
 
-/// Bytes of chunks that a transfer of `len` bytes takes.
+/// Bytes of kernel memory that a transfer of `len` bytes takes.
 pub fn footprint(len: u32) -> u64 {
-    let rest = len % MAX_CHUNK;
-    let last = match rest {
-        0 => 0,
-        rest => CLASSES[class_of(rest as usize)].0,
-    };
-    u64::from(len - rest) + last as u64
+    if len > MAX_CHUNK {
+        // malloc(9) rounds up to pages.
+        return u64::from(len).next_multiple_of(u64::from(sys::PAGE_SIZE));
+    }
+    CLASSES[class_of(len as usize)].0 as u64
 }
 
 /// The smallest class that holds `len` bytes, which is not more than
@@ -87,14 +86,13 @@ impl AsRef<Zone> for Zones {
     }
 }
 
-/// The kernel memory of one transfer: a chunk, or several of the largest.
-enum Chunks {
-    One(Chunk<Shared<Open>>),
-    Many {
-        chunks: KVec<Chunk<Shared<Open>>>,
-        /// The same, as CAM takes it.
-        list: KVec<Segment>,
-    },
+/// The kernel memory of one transfer, in one piece: not every SIM has code for a
+/// list of several.
+enum Memory {
+    /// Of a zone.
+    Chunk(Chunk<Shared<Open>>),
+    /// Longer than any zone's.
+    Large(KVec<u64>),
 }
 
 /// What keeps the data of one transfer where the device finds it.
@@ -115,7 +113,7 @@ pub struct Bounce {
     transfer: Transfer,
     /// Where the user has it.
     segments: Segments,
-    chunks: Chunks,
+    memory: Memory,
 }
 
 /// Where the user has the data of one transfer.
@@ -168,14 +166,14 @@ impl Bounce {
     /// `EFAULT`: the user's memory is not readable; `ENOMEM`, `ENXIO`: see
     /// [`Open::zones`].
     pub fn new(open: &Shared<Open>, transfer: Transfer, segments: Segments) -> Result<Self> {
-        let chunks = Chunks::take(open, transfer.len as usize)?;
+        let memory = Memory::take(open, transfer.len as usize)?;
         let stats = &open.queue.room.stats;
         stats.bounce_bytes.add(footprint(transfer.len));
         let mut bounce = Bounce {
             open: open.clone(),
             transfer,
             segments,
-            chunks,
+            memory,
         };
         if transfer.direction.copies_in() {
             bounce.copyin()?;
@@ -185,20 +183,13 @@ impl Bounce {
 
     /// Has the CCB point at the kernel's copy.
     pub fn attach(&self, ccb: &mut Ccb) {
-        let field = self.transfer.field;
-        match &self.chunks {
-            Chunks::One(chunk) => ccb.set_data(field, chunk.as_ptr()),
-            Chunks::Many { list, .. } => {
-                ccb.set_list(field, list, sys::CAM_DATA_SG);
-            }
-        }
+        ccb.set_data(self.transfer.field, self.as_ptr());
     }
 
     fn copyin(&mut self) -> Result {
         let len = self.transfer.len as usize;
-        for piece in Pieces::new(self.segments.as_slice(), MAX_CHUNK as usize, len) {
-            let chunk = self.chunks.get_mut(piece.chunk);
-            let to = &mut chunk.bytes_mut()[piece.offset..piece.offset + piece.len];
+        for piece in Pieces::new(self.segments.as_slice(), len) {
+            let to = &mut self.memory.bytes_mut()[piece.offset..piece.offset + piece.len];
             UserPtr::new(piece.address as usize).copyin(to)?;
         }
         self.open.queue.room.stats.copied(len);
@@ -215,20 +206,19 @@ impl Bounce {
             return Ok(());
         }
         let len = self.transfer.len.min(moved) as usize;
-        for piece in Pieces::new(self.segments.as_slice(), MAX_CHUNK as usize, len) {
-            let chunk = self.chunks.get(piece.chunk);
-            let from = &chunk.bytes()[piece.offset..piece.offset + piece.len];
+        for piece in Pieces::new(self.segments.as_slice(), len) {
+            let from = &self.memory.bytes()[piece.offset..piece.offset + piece.len];
             UserPtr::new(piece.address as usize).copyout(from)?;
         }
         self.open.queue.room.stats.copied(len);
         Ok(())
     }
 
-    /// The kernel's copy, where it is in one piece.
-    pub fn as_ptr(&self) -> Option<*mut u8> {
-        match &self.chunks {
-            Chunks::One(chunk) => Some(chunk.as_ptr()),
-            Chunks::Many { .. } => None,
+    /// The kernel's copy.
+    pub fn as_ptr(&self) -> *mut u8 {
+        match &self.memory {
+            Memory::Chunk(chunk) => chunk.as_ptr(),
+            Memory::Large(words) => words.as_ptr().cast(),
         }
     }
 
@@ -245,39 +235,26 @@ impl Drop for Bounce {
     }
 }
 
-impl Chunks {
+impl Memory {
     fn take(open: &Shared<Open>, len: usize) -> Result<Self> {
-        let zones = open.zones()?;
-        let take = |len| Chunk::zeroed(&zones.classes[class_of(len)], len, open.clone());
-        let most = MAX_CHUNK as usize;
-        if len <= most {
-            return Ok(Chunks::One(take(len)));
+        if len > MAX_CHUNK as usize {
+            return Ok(Memory::Large(KVec::zeroed(len.div_ceil(size_of::<u64>()))));
         }
-        let count = len.div_ceil(most);
-        let mut chunks = KVec::with_capacity(count);
-        let mut list = KVec::with_capacity(count);
-        for at in (0..len).step_by(most) {
-            let chunk = take(most.min(len - at));
-            list.push(Segment {
-                address: chunk.as_ptr() as u64,
-                len: chunk.bytes().len() as u64,
-            });
-            chunks.push(chunk);
-        }
-        Ok(Chunks::Many { chunks, list })
+        let zone = &open.zones()?.classes[class_of(len)];
+        Ok(Memory::Chunk(Chunk::zeroed(zone, len, open.clone())))
     }
 
-    fn get(&self, i: usize) -> &Chunk<Shared<Open>> {
+    fn bytes(&self) -> &[u8] {
         match self {
-            Chunks::One(chunk) => chunk,
-            Chunks::Many { chunks, .. } => &chunks[i],
+            Memory::Chunk(chunk) => chunk.bytes(),
+            Memory::Large(words) => words.bytes(),
         }
     }
 
-    fn get_mut(&mut self, i: usize) -> &mut Chunk<Shared<Open>> {
+    fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
-            Chunks::One(chunk) => chunk,
-            Chunks::Many { chunks, .. } => &mut chunks[i],
+            Memory::Chunk(chunk) => chunk.bytes_mut(),
+            Memory::Large(words) => words.bytes_mut(),
         }
     }
 }

@@ -5,21 +5,24 @@
 
 use crate::{
     kpi::{
-        ccb::{Ccb, OwnCcb},
+        abort::{self, AbortCcb, Place},
+        ccb::OwnCcb,
         cdev::Thread,
+        driver::{pause_ms, pause_ms_or_signal},
         errno::{EINVAL, ENOENT, ENXIO, Result},
         fifo::Fifo,
         periph::{Held, Periph},
         shared::Shared,
+        time::uptime,
         user::UserPtr,
         zone::ZoneBox,
     },
     queue::{Open, Queue},
-    request::{Request, Ticket},
+    request::{Aborted, Request, Ticket},
     stats::Outcome,
-    unit::Unit,
+    unit::{DONE, Unit},
 };
-use core::sync::atomic::Ordering::Relaxed;
+use core::{cell::Cell, sync::atomic::Ordering::Relaxed};
 use sys_bindings as sys;
 
 /// Which requests a call takes back.
@@ -93,20 +96,18 @@ impl<'a> Which<'a> {
     }
 }
 
-/// QPIOC_CANCEL. Sleeps.
+/// QPIOC_CANCEL. Sleeps, some seconds at most.
 ///
 /// # Errors
 /// `EINVAL`: a flag that there is not, a reserved field, or fields that do not
 /// go together; `EPERM`: others' requests without PRIV_DRIVER; `ENOENT`: nothing
-/// outstanding is what was named; `ENXIO`: the device is gone.
+/// outstanding is what was named; `EINTR`: a signal came, and some may be cancelled
+/// that are not counted; `ENXIO`: the device is gone.
 pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel, thread: Thread<'_>) -> Result {
     let which = Which::parse(&open.queue, what, thread)?;
     let unit = open.unit()?;
-    let mut own = OwnCcb::alloc();
     let mut held = open.periph().lock();
     if unit.state.get(&mut held).gone {
-        // The CCB is freed with no lock held.
-        drop::<Held>(held);
         return Err(ENXIO);
     }
     let (mut known, mut done) = (false, 0);
@@ -126,8 +127,8 @@ pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel, thread: Thread<
         let open = request.open().clone();
         drop(Queue::complete(&open.queue, request));
     }
-    let any = |_: &Ticket| true;
-    (what.aborted, what.unable) = unit.abort_sent(open.periph(), which, &mut own, any);
+    let mut aborter = Aborter::new(unit, open.periph(), true);
+    (what.aborted, what.unable) = aborter.abort_all(which, |_| true)?;
     // It may have been reaped, or another call may have taken it, since.
     if which.is_particular() && !known {
         return Err(ENOENT);
@@ -157,47 +158,6 @@ impl Unit {
         taken
     }
 
-    /// Aborts what CAM has of those that are also `wanted`, each once: how many
-    /// CAM aborts, and how many it cannot. The device lock is let go between
-    /// two.
-    fn abort_sent(
-        &self,
-        periph: &Periph,
-        which: Which<'_>,
-        own: &mut OwnCcb,
-        wanted: impl Fn(&Ticket) -> bool,
-    ) -> (u32, u32) {
-        let (mut aborted, mut unable) = (0, 0);
-        let round = self.room().next_round();
-        loop {
-            let ccb = own.ccb_mut();
-            let mut held = periph.lock();
-            ccb.hdr_mut().func_code = sys::XPT_ABORT;
-            ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, &mut held);
-            let is_next = |ticket: &Ticket| {
-                let under_way = ticket.sent.get(&held)?;
-                (which.has(ticket) && wanted(ticket) && ticket.is_first_in(round))
-                    .then_some(under_way)
-            };
-            let opens = &self.state.look(&held).opens;
-            let under_way = opens
-                .iter()
-                .filter(|queue| which.is_of(queue))
-                .find_map(|queue| queue.find(is_next));
-            let Some(under_way) = under_way else {
-                return (aborted, unable);
-            };
-            under_way.abort(ccb);
-            drop::<Held>(held);
-            ccb.wait_answered();
-            if ccb.is_good() {
-                aborted += 1;
-            } else {
-                unable += 1;
-            }
-        }
-    }
-
     /// Takes back the first request of `open` that came with the CCB at
     /// `user_ccb`, if it was not sent yet.
     fn cancel_one(
@@ -214,34 +174,32 @@ impl Unit {
         Some(request)
     }
 
-    /// XPT_ABORT, with `ccb`, which is set up and whose status tells what came
-    /// of it: a request that was not sent yet is completed; one that CAM has is
-    /// CAM's to abort; none of the two is CAM_UA_ABORT. Sleeps, with the lock
-    /// given back.
-    pub fn abort(&self, open: &Shared<Open>, mut held: Held<'_>, ccb: &mut Ccb) {
-        let target = ccb.abort_target();
+    /// XPT_ABORT of the request that came with the CCB at `target`, and how that
+    /// ended: a request that was not sent yet is completed; one that CAM has is
+    /// CAM's to abort; none of the two is CAM_UA_ABORT, and so is one of which a
+    /// signal or the time kept the call from learning more. Sleeps.
+    pub fn abort(&self, open: &Shared<Open>, target: UserPtr) -> sys::cam_status {
+        let mut held = open.periph().lock();
         let cancelled = self.cancel_one(&mut held, open, target);
-        if cancelled.is_some() {
-            ccb.set_status(sys::CAM_REQ_CMP);
-        } else {
-            let under_way = open.queue.find(|ticket| {
-                let is_it = ticket.user_ccb == target;
-                is_it.then(|| ticket.sent.get(&held)).flatten()
-            });
-            match under_way {
-                Some(under_way) => under_way.abort(ccb),
-                None => ccb.set_status(sys::CAM_UA_ABORT),
-            }
-        }
         drop::<Held>(held);
-        ccb.wait_answered();
-        ccb.set_abort_target(target);
+        let status = if cancelled.is_some() {
+            sys::CAM_REQ_CMP
+        } else {
+            let which = Which {
+                ccb: Some(target),
+                ..Which::of(open)
+            };
+            let mut aborter = Aborter::new(self, open.periph(), true);
+            aborter.abort_one(which).unwrap_or(sys::CAM_UA_ABORT)
+        };
         // In this order: the abort is not done before what it has done.
         if let Some(cancelled) = cancelled {
             drop(Queue::complete(&open.queue, cancelled));
         }
         let _held = open.periph().lock();
-        self.room.stats.complete(Outcome::of(ccb.is_good()));
+        let good = status == sys::CAM_REQ_CMP;
+        self.room.stats.complete(Outcome::of(good));
+        status
     }
 
     /// Aborts what waits for others and not for the device, as its open is
@@ -252,8 +210,220 @@ impl Unit {
             .find(|ticket| ticket.waits.then_some(()))
             .is_some()
         {
-            let (which, mut own) = (Which::of(open), OwnCcb::alloc());
-            self.abort_sent(open.periph(), which, &mut own, |ticket| ticket.waits);
+            // Whoever closes cannot be told of a signal.
+            let mut aborter = Aborter::new(self, open.periph(), false);
+            let _ = aborter.abort_all(Which::of(open), |ticket| ticket.waits);
         }
+    }
+}
+
+/// Nanoseconds that a call waits for all of its aborts together.
+const PATIENCE: u64 = 5_000_000_000;
+/// Nanoseconds that it waits for the answer to one whose command has come back.
+const GRACE: u64 = 200_000_000;
+/// Nanoseconds after which a SIM that was given a command is taken for one that
+/// never says that it has it.
+const SILENT: u64 = 1_000_000_000;
+
+/// How an abort ended.
+enum Answer {
+    /// The SIM answered with that status.
+    Status(sys::cam_status),
+    /// It did not, but the command came back.
+    CameBack,
+    /// It did not, and the command is still under way.
+    None,
+}
+
+/// Which request is meant, for as long as it is outstanding: the numbers of its
+/// open and of its own.
+type Target = (u64, u64);
+
+/// Aborts requests that CAM has, one by one, each once. It waits for the SIM with
+/// no lock held, until the SIM answers, the command is back, a signal comes or its
+/// time is over, whichever is first.
+struct Aborter<'a> {
+    unit: &'a Unit,
+    periph: &'a Periph,
+    ccb: AbortCcb,
+    /// For the SIM's lock.
+    own: OwnCcb,
+    since: u64,
+    signals: bool,
+}
+
+impl<'a> Aborter<'a> {
+    /// Sleeps. Signals end the waiting where `signals` says so.
+    fn new(unit: &'a Unit, periph: &'a Periph, signals: bool) -> Self {
+        abort::sweep();
+        Aborter {
+            unit,
+            periph,
+            ccb: AbortCcb::alloc(),
+            own: OwnCcb::alloc(),
+            since: uptime(),
+            signals,
+        }
+    }
+
+    fn waited(&self) -> u64 {
+        uptime().saturating_sub(self.since)
+    }
+
+    /// Aborts those of `which` that are also `wanted`: how many CAM aborts, and how
+    /// many it cannot, or has not said.
+    ///
+    /// # Errors
+    /// `EINTR`.
+    fn abort_all(
+        &mut self,
+        which: Which<'_>,
+        wanted: impl Fn(&Ticket) -> bool,
+    ) -> Result<(u32, u32)> {
+        let (mut aborted, mut unable) = (0, 0);
+        let round = self.unit.room().next_round();
+        while let Some(status) = self.abort_next(which, round, &wanted)? {
+            if status == sys::CAM_REQ_CMP {
+                aborted += 1;
+            } else {
+                unable += 1;
+            }
+        }
+        Ok((aborted, unable))
+    }
+
+    /// Aborts the first of `which`, and says how that ended.
+    ///
+    /// # Errors
+    /// `EINTR`.
+    fn abort_one(&mut self, which: Which<'_>) -> Result<sys::cam_status> {
+        let round = self.unit.room().next_round();
+        let status = self.abort_next(which, round, &|_| true)?;
+        Ok(status.unwrap_or(sys::CAM_UA_ABORT))
+    }
+
+    /// Aborts the next one that the round has not seen; `None` when there is none.
+    fn abort_next(
+        &mut self,
+        which: Which<'_>,
+        round: u64,
+        wanted: &impl Fn(&Ticket) -> bool,
+    ) -> Result<Option<sys::cam_status>> {
+        loop {
+            let held = self.periph.lock();
+            let state = self.unit.state.look(&held);
+            let late = self.waited() >= PATIENCE || state.gone || abort::is_kept_full();
+            let insists = self.waited() >= SILENT;
+            let is_between = Cell::new(false);
+            let look = |ticket: &Ticket| {
+                let under_way = ticket.sent.get(&held)?;
+                if ticket.is_seen_in(round) || !which.has(ticket) || !wanted(ticket) {
+                    return None;
+                }
+                let place = under_way.place(DONE);
+                if place == Place::Between && !insists && !late {
+                    is_between.set(true);
+                    return None;
+                }
+                let _ = ticket.is_first_in(round);
+                if !late {
+                    let how = match place {
+                        Place::Recovering => Aborted::Replaced,
+                        _ => Aborted::Asked,
+                    };
+                    ticket.set_aborted(how, &held);
+                }
+                Some((under_way, place, ticket.number.load(Relaxed)))
+            };
+            let found = state
+                .opens
+                .iter()
+                .filter(|queue| which.is_of(queue))
+                .find_map(|queue| Some((queue.number.load(Relaxed), queue.find(look)?)));
+            match found {
+                // Nothing more is sent, but it is known what was not.
+                Some(_) if late => return Ok(Some(sys::CAM_UA_ABORT)),
+                Some((_, (under_way, Place::Recovering, _))) => {
+                    under_way.defuse(DONE);
+                    return Ok(Some(sys::CAM_REQ_CMP));
+                }
+                Some((open, (under_way, _, number))) => {
+                    self.ccb.send(&under_way, &held);
+                    drop::<Held>(held);
+                    return self.outcome((open, number)).map(Some);
+                }
+                None if is_between.get() => {
+                    drop::<Held>(held);
+                    self.pause()?;
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn pause(&self) -> Result {
+        if self.signals {
+            return pause_ms_or_signal(1);
+        }
+        pause_ms(1);
+        Ok(())
+    }
+
+    /// How the abort that was sent for `target` ended.
+    ///
+    /// # Errors
+    /// `EINTR`.
+    fn outcome(&mut self, target: Target) -> Result<sys::cam_status> {
+        let answer = self.wait(target);
+        if self.ccb.is_out() {
+            if self.unit.forgets_aborts {
+                self.ccb.take_back();
+            } else {
+                // The SIM may still write it.
+                let unanswered = core::mem::replace(&mut self.ccb, AbortCcb::alloc());
+                abort::keep(unanswered, self.periph.reference());
+            }
+        }
+        Ok(match answer? {
+            Answer::Status(status) => status,
+            Answer::CameBack => sys::CAM_REQ_CMP,
+            Answer::None => sys::CAM_UA_ABORT,
+        })
+    }
+
+    fn wait(&mut self, target: Target) -> Result<Answer> {
+        let mut back_since = None;
+        loop {
+            if let Some(status) = self.ccb.answer() {
+                // The SIM may have an instruction or two to go with it.
+                self.periph.lock().sim_barrier(self.own.ccb_mut());
+                self.ccb.take_back();
+                return Ok(Answer::Status(status));
+            }
+            let now = uptime();
+            let held = self.periph.lock();
+            if !self.is_under_way(target, &held) {
+                let since: u64 = *back_since.get_or_insert(now);
+                if self.unit.forgets_aborts || now.saturating_sub(since) >= GRACE {
+                    return Ok(Answer::CameBack);
+                }
+            }
+            drop::<Held>(held);
+            // A device that goes leaves a SIM that answers for it.
+            if self.waited() >= PATIENCE {
+                return Ok(Answer::None);
+            }
+            self.pause()?;
+        }
+    }
+
+    fn is_under_way(&self, (open, number): Target, held: &Held<'_>) -> bool {
+        let is_it = |ticket: &Ticket| {
+            (ticket.number.load(Relaxed) == number && ticket.sent.get(held).is_some()).then_some(())
+        };
+        let opens = &self.unit.state.look(held).opens;
+        opens
+            .iter()
+            .any(|queue| queue.number.load(Relaxed) == open && queue.find(is_it).is_some())
     }
 }

@@ -6,13 +6,15 @@ use crate::{
     kpi::{
         ccb::{self, Ccb, Mapped, OwnCcb},
         cdev::Thread,
-        errno::{E2BIG, EINVAL, ENXIO, Result},
+        errno::{E2BIG, EACCES, EFAULT, EINVAL, ENXIO, Result},
         mmc::{self, MmcData},
         periph::Held,
         shared::Shared,
+        user::UserPtr,
     },
     queue::Open,
     request::Request,
+    sg::ALIGNMENT,
     stats::Outcome,
     unit::Unit,
 };
@@ -30,35 +32,66 @@ impl Unit {
         let operation = Operation::parse(&ccb.fields())?;
         self.longest().check_synchronous(&operation)?;
         Request::check_physical(&operation, thread)?;
+        if ccb.has(Field::Nvme) {
+            self.check_nvme(open.periph(), ccb, &operation, thread)?;
+        }
         if operation.route == Route::Mmc {
-            return self.command_mmc(open, ccb);
+            return self.command_mmc(open, ccb, &operation);
         }
         let saved = ccb.saved();
         let mut cdb = [0; u8::MAX as usize];
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb, &mut cdb)?;
         }
-        ccb.clear_physical();
-        let done = self.run_with_data(open, ccb, &operation);
+        let addresses = operation.transfers.map(|t| t.map(|t| ccb.data(t.field)));
+        let has_long_cdb = ccb.hdr().flags & sys::CAM_CDB_POINTER != 0;
+        ccb.build(&operation);
+        if has_long_cdb {
+            ccb.set_cdb_pointer(&mut cdb);
+        }
+        let done = self.run_with_data(open, ccb, &operation, addresses);
         ccb.restore(&saved);
         done
     }
 
-    fn run_with_data(&self, open: &Shared<Open>, ccb: &mut Ccb, operation: &Operation) -> Result {
-        let Some(transfer) = operation.transfers.iter().flatten().next() else {
-            ccb.clear_virtual();
+    fn run_with_data(
+        &self,
+        open: &Shared<Open>,
+        ccb: &mut Ccb,
+        operation: &Operation,
+        addresses: [Option<UserPtr>; 2],
+    ) -> Result {
+        let ([Some(transfer), _] | [_, Some(transfer)]) = operation.transfers else {
             return self.run(open, ccb, operation.route);
         };
+        let at = addresses
+            .into_iter()
+            .flatten()
+            .next()
+            .unwrap_or(UserPtr::new(0));
         match operation.format {
             Format::Address | Format::List(_) => {
+                let mapped = addresses
+                    .iter()
+                    .flatten()
+                    .all(|at| at.address().is_multiple_of(ALIGNMENT as usize));
+                if !mapped {
+                    return self.run_copied(open, ccb, operation, addresses);
+                }
+                for (transfer, at) in operation.transfers.iter().zip(addresses) {
+                    if let (Some(transfer), Some(at)) = (transfer, at) {
+                        ccb.set_user_data(transfer.field, at);
+                    }
+                }
                 let mapped = Mapped::map(ccb, self.maxio)?;
                 let ran = self.run(open, ccb, operation.route);
                 ran.and(mapped.unmap(ccb))
             }
-            // The address is in its place.
-            Format::Physical => self.run(open, ccb, operation.route),
+            Format::Physical => {
+                ccb.set_physical(transfer.field, at);
+                self.run(open, ccb, operation.route)
+            }
             Format::PhysicalList(count) => {
-                let at = ccb.data(transfer.field);
                 let list = buffer::copyin_list(at, count, transfer.len)?;
                 ccb.set_list(transfer.field, &list, sys::CAM_DATA_SG_PADDR);
                 self.run(open, ccb, operation.route)
@@ -66,14 +99,47 @@ impl Unit {
         }
     }
 
+    /// With data at an address for which busdma(9) may have to bounce. CAM maps
+    /// what is long where it is, and a SIM then gets what it must not: see
+    /// [`ALIGNMENT`]. A copy is aligned.
+    ///
+    /// # Errors
+    /// `EACCES`: what is written is not the process's memory, as CAM says it;
+    /// `EFAULT`: what is read is not.
+    fn run_copied(
+        &self,
+        open: &Shared<Open>,
+        ccb: &mut Ccb,
+        operation: &Operation,
+        addresses: [Option<UserPtr>; 2],
+    ) -> Result {
+        let mut copies = [None, None];
+        for (i, copy) in copies.iter_mut().enumerate() {
+            let (Some(transfer), Some(at)) = (operation.transfers[i], addresses[i]) else {
+                continue;
+            };
+            let bounce = Bounce::new(open, transfer, Segments::one(at, transfer.len));
+            let bounce = bounce.map_err(|errno| if errno == EFAULT { EACCES } else { errno })?;
+            bounce.attach(ccb);
+            *copy = Some(bounce);
+        }
+        self.run(open, ccb, operation.route)?;
+        for copy in copies.iter().flatten() {
+            // As CAM does: all of it, of which what the device left out is zero.
+            copy.copyout(copy.transfer().len)?;
+        }
+        Ok(())
+    }
+
     /// XPT_MMC_IO. Its struct mmc_data and its data are copied.
-    fn command_mmc(&self, open: &Shared<Open>, ccb: &mut Ccb) -> Result {
+    fn command_mmc(&self, open: &Shared<Open>, ccb: &mut Ccb, operation: &Operation) -> Result {
         let mut data = mmc::data_of(ccb).map(MmcData::copyin).transpose()?;
         let bounce = match &mut data {
             Some(data) => self.bounce_mmc(open, ccb, data)?,
             None => None,
         };
         let saved = ccb.saved();
+        ccb.build(operation);
         let pointers = mmc::take_pointers(ccb, data.as_mut());
         let ran = self.run(open, ccb, Route::Mmc);
         ccb.restore(&saved);
@@ -113,14 +179,13 @@ impl Unit {
         }
         let at = Segments::one(data.user_data(), transfer.len);
         let bounce = Bounce::new(open, transfer, at)?;
-        if let Some(at) = bounce.as_ptr() {
-            data.set_data(at);
-        }
+        data.set_data(bounce.as_ptr());
         Ok(Some(bounce))
     }
 
     fn run(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
-        let priority = ioctl::priority(ccb.hdr().pinfo.priority);
+        let hdr = ccb.hdr();
+        let priority = ioctl::priority(hdr.func_code, hdr.pinfo.priority);
         let mut own = (!matches!(route, Route::Device | Route::Mmc)).then(OwnCcb::alloc);
         let mut held = open.periph().lock();
         if self.state.get(&mut held).gone {
@@ -130,10 +195,12 @@ impl Unit {
         let stats = &self.room.stats;
         stats.submit(1);
         if let (Route::Abort, Some(own)) = (route, &mut own) {
+            // The device's address, as every CCB comes back with it.
             let own = own.ccb_mut();
             own.take_request(ccb);
             own.setup(priority, &mut held);
-            self.abort(open, held, own);
+            drop::<Held>(held);
+            own.set_status(self.abort(open, ccb.abort_target()));
             ccb.take_result(own);
             return Ok(());
         }

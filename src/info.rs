@@ -35,7 +35,7 @@ pub fn info(open: &Shared<Open>, info: &mut sys::qpass_info) -> Result {
     *info = sys::qpass_info {
         version: sys::QPASS_VERSION,
         features,
-        maxio: unit.maxio_told,
+        maxio: unit.maxio,
         requests,
         bytes,
         submitted: stats.submitted.load(Relaxed),

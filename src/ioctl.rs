@@ -21,6 +21,51 @@ bitflags::bitflags! {
     }
 }
 
+bitflags::bitflags! {
+    /// `ccb_flags` that a SIM gets as the user set them, from cam_ccb.h. No other
+    /// bit goes through: what in-tree drivers never set, or set only with an
+    /// account of their own (CAM_DEV_QFREEZE, CAM_HIGH_POWER), is left out of what
+    /// is sent, and comes back as it was.
+    #[derive(Clone, Copy)]
+    struct Passed: u32 {
+        /// CAM does not freeze the device's queue when the command fails.
+        const QFRZDIS = sys::CAM_DEV_QFRZDIS;
+        /// The kernel recovers from errors as for its own commands.
+        const ERR_RECOVER = sys::CAM_PASS_ERR_RECOVER;
+        /// Transfer settings are negotiated with this command.
+        const NEGOTIATE = sys::CAM_NEGOTIATE;
+        /// No sense data is fetched.
+        const DIS_AUTOSENSE = sys::CAM_DIS_AUTOSENSE;
+        /// The device may not disconnect meanwhile.
+        const DIS_DISCONNECT = sys::CAM_DIS_DISCONNECT;
+        /// `tag_action` counts.
+        const TAG_ACTION_VALID = sys::CAM_TAG_ACTION_VALID;
+        /// Target mode: sense data goes with the status.
+        const SEND_SENSE = sys::CAM_SEND_SENSE;
+        /// Target mode: the status follows the data.
+        const SEND_STATUS = sys::CAM_SEND_STATUS;
+    }
+}
+
+impl Passed {
+    /// Those of any command that a device carries out.
+    const COMMAND: Passed = Passed::QFRZDIS.union(Passed::ERR_RECOVER);
+    /// Those of an XPT_SCSI_IO.
+    const SCSI: Passed = Passed::COMMAND
+        .union(Passed::NEGOTIATE)
+        .union(Passed::DIS_AUTOSENSE)
+        .union(Passed::DIS_DISCONNECT)
+        .union(Passed::TAG_ACTION_VALID);
+    /// Those of an XPT_CONT_TARGET_IO.
+    const TARGET: Passed = Passed::SCSI
+        .union(Passed::SEND_SENSE)
+        .union(Passed::SEND_STATUS);
+}
+
+/// Openings that XPT_REL_SIMQ may give a device: CAM counts them in an int, and
+/// takes numbers above for negative ones.
+const OPENINGS: core::ops::RangeInclusive<u32> = 1..=u16::MAX as u32;
+
 /// Which ioctl it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -139,10 +184,42 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Whether a SIM may be given it as pages: the fields with which CAM's own
-    /// drivers do so.
-    pub fn takes_pages(self) -> bool {
-        matches!(self.field, Field::Scsi | Field::Ata | Field::Nvme)
+    /// Whether a SIM may be given it as pages: whether one of CAM's own drivers
+    /// (da, ada, nda, sa, cd) would send this command so. SIMs look into the data
+    /// of others: isci(4) panics, mfi(4) and smartpqi(4) change INQUIRY data in
+    /// place. `command` is what [`Ccb::command`] says.
+    ///
+    /// Opcodes of SBC-4, SSC-5, ACS-4 and the NVM Command Set Specification.
+    ///
+    /// [`Ccb::command`]: crate::kpi::ccb::Ccb::command
+    pub fn takes_pages(self, func_code: sys::xpt_opcode, command: &[u8; 16]) -> bool {
+        const DMA: u8 = sys::CAM_ATAIO_DMA as u8;
+        const FPDMA: u8 = sys::CAM_ATAIO_FPDMA as u8;
+        let [first, second, ..] = *command;
+        match (func_code, self.direction) {
+            // READ(6), (10), (12), (16).
+            (sys::XPT_SCSI_IO, Direction::In) => matches!(first, 0x08 | 0x28 | 0xa8 | 0x88),
+            // WRITE(6), (10), (12), (16); WRITE AND VERIFY(10), (12), (16).
+            (sys::XPT_SCSI_IO, Direction::Out) => {
+                matches!(first, 0x0a | 0x2a | 0xaa | 0x8a | 0x2e | 0xae | 0x8e)
+            }
+            // A struct ata_cmd starts with its flags. READ DMA, READ DMA EXT.
+            (sys::XPT_ATA_IO, Direction::In) => match second {
+                0xc8 | 0x25 => first & DMA != 0,
+                0x60 => first & FPDMA != 0,
+                _ => false,
+            },
+            // WRITE DMA, WRITE DMA EXT, WRITE DMA FUA EXT.
+            (sys::XPT_ATA_IO, Direction::Out) => match second {
+                0xca | 0x35 | 0x3d => first & DMA != 0,
+                0x61 => first & FPDMA != 0,
+                _ => false,
+            },
+            // Read; Write and Compare.
+            (sys::XPT_NVME_IO, Direction::In) => first == 0x02,
+            (sys::XPT_NVME_IO, Direction::Out) => matches!(first, 0x01 | 0x05),
+            _ => false,
+        }
     }
 
     /// Whether the device moves the data, and its limit applies; what CAM
@@ -200,6 +277,8 @@ pub struct Operation {
     pub format: Format,
     /// Its data: one run, or for XPT_SMP_IO two.
     pub transfers: [Option<Transfer>; 2],
+    /// `ccb_flags` that are sent, but for the data format.
+    pub flags: u32,
 }
 
 /// The fields of a CCB that decide what becomes of it.
@@ -217,6 +296,10 @@ pub struct Fields {
     pub stores: bool,
     /// XPT_CALC_GEOMETRY: `block_size` in bytes.
     pub block_size: u32,
+    /// XPT_REL_SIMQ: `openings`, where they are to be adjusted.
+    pub openings: Option<u32>,
+    /// XPT_SCSI_IO: `tag_action`.
+    pub tag_action: u8,
 }
 
 impl Operation {
@@ -225,13 +308,15 @@ impl Operation {
         route: Route::Immediate,
         format: Format::Address,
         transfers: [None, None],
+        flags: 0,
     };
 
     /// Reads a CCB's fields.
     ///
     /// # Errors
-    /// `EINVAL`: a flag, an opcode, a data format or a segment count that is
-    /// not taken; `ENODEV`: an opcode for the XPT device only.
+    /// `EINVAL`: a flag, an opcode, a data format, a segment count, a kind of tag
+    /// or a number of openings that is not taken; `ENODEV`: an opcode for the XPT device only.
+    #[inline(always)]
     pub fn parse(fields: &Fields) -> Result<Self> {
         if Refused::from_bits_truncate(fields.flags).intersects(Refused::all()) {
             return Err(EINVAL);
@@ -239,44 +324,62 @@ impl Operation {
         if fields.func_code & sys::XPT_FC_XPT_ONLY != 0 {
             return Err(ENODEV);
         }
-        let device = |format, transfers| {
+        let device = |passed: Passed, (format, transfer): (Format, Option<Transfer>)| {
+            let direction = match transfer {
+                Some(_) => fields.flags & sys::CAM_DIR_MASK,
+                None => sys::CAM_DIR_NONE,
+            };
             Ok(Operation {
                 route: Route::Device,
                 format,
-                transfers,
+                transfers: [transfer, None],
+                flags: fields.flags & passed.bits() | direction,
             })
         };
         match fields.func_code {
-            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
-                let (format, transfer) = fields.io(Field::Scsi, true)?;
-                device(format, [transfer, None])
+            sys::XPT_SCSI_IO => {
+                fields.check_tag()?;
+                device(Passed::SCSI, fields.io(Field::Scsi, true)?)
             }
-            sys::XPT_ATA_IO => {
-                let (format, transfer) = fields.io(Field::Ata, false)?;
-                device(format, [transfer, None])
-            }
+            sys::XPT_CONT_TARGET_IO => device(Passed::TARGET, fields.io(Field::Scsi, true)?),
+            sys::XPT_ATA_IO => device(Passed::COMMAND, fields.io(Field::Ata, false)?),
             sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
-                let (format, transfer) = fields.io(Field::Nvme, true)?;
-                device(format, [transfer, None])
+                device(Passed::COMMAND, fields.io(Field::Nvme, true)?)
             }
             // A SIM follows S/G lists here when the flags say so, and CAM does
             // not look: the user's own bytes would be taken for one.
             sys::XPT_SMP_IO if fields.flags & sys::CAM_DATA_MASK != sys::CAM_DATA_VADDR => {
                 Err(EINVAL)
             }
-            sys::XPT_SMP_IO => device(
-                Format::Address,
-                [
+            sys::XPT_SMP_IO => Ok(Operation {
+                route: Route::Device,
+                format: Format::Address,
+                transfers: [
                     transfer(Field::SmpRequest, Direction::Out, fields.lens[0])?,
                     transfer(Field::SmpResponse, Direction::In, fields.lens[1])?,
                 ],
-            ),
+                flags: fields.flags & Passed::COMMAND.bits() | sys::CAM_DIR_BOTH,
+            }),
             // Several SIMs divide by the number of blocks in a megabyte.
             sys::XPT_CALC_GEOMETRY if fields.block_size > 1 << 20 => Err(EINVAL),
             sys::XPT_RESET_DEV
             | sys::XPT_MMC_SET_TRAN_SETTINGS
-            | sys::XPT_MMC_GET_TRAN_SETTINGS => device(Format::Address, [None, None]),
-            sys::XPT_MMC_IO => Ok(Self::nothing(Route::Mmc)),
+            | sys::XPT_MMC_GET_TRAN_SETTINGS => device(Passed::COMMAND, (Format::Address, None)),
+            // Its data is one more pointer away.
+            sys::XPT_MMC_IO => Ok(Operation {
+                flags: fields.flags & (Passed::COMMAND.bits() | sys::CAM_DIR_MASK),
+                ..Self::nothing(Route::Mmc)
+            }),
+            // Nothing is frozen on behalf of an open, so there is nothing of its
+            // own that it could release: with this flag CAM adjusts the openings
+            // and leaves the freezes of others as they are.
+            sys::XPT_REL_SIMQ => match fields.openings {
+                Some(openings) if !OPENINGS.contains(&openings) => Err(EINVAL),
+                _ => Ok(Operation {
+                    flags: sys::CAM_DEV_QFREEZE,
+                    ..Operation::NOTHING
+                }),
+            },
             sys::XPT_ABORT => Ok(Self::nothing(Route::Abort)),
             sys::XPT_REPROBE_LUN
             | sys::XPT_ACCEPT_TARGET_IO
@@ -291,6 +394,10 @@ impl Operation {
                 };
                 Ok(Operation {
                     transfers: [transfer(Field::AdvInfo, direction, fields.lens[0])?, None],
+                    flags: match direction {
+                        Direction::In => sys::CAM_DIR_IN,
+                        _ => sys::CAM_DIR_OUT,
+                    },
                     ..Operation::NOTHING
                 })
             }
@@ -305,9 +412,9 @@ impl Operation {
             | sys::XPT_GET_SIM_KNOB
             | sys::XPT_SET_SIM_KNOB
             | sys::XPT_CALC_GEOMETRY
-            | sys::XPT_EN_LUN
-            | sys::XPT_NOTIFY_ACK
-            | sys::XPT_REL_SIMQ => Ok(Operation::NOTHING),
+            | sys::XPT_NOTIFY_ACK => Ok(Operation::NOTHING),
+            // Target mode would stay on when the open is closed.
+            sys::XPT_EN_LUN => Err(EINVAL),
             _ => Err(EINVAL),
         }
     }
@@ -326,6 +433,25 @@ impl Operation {
 }
 
 impl Fields {
+    /// A SIM makes a message or a queue type of the tag's kind.
+    ///
+    /// # Errors
+    /// `EINVAL`: none of SAM-5's.
+    fn check_tag(&self) -> Result {
+        const KINDS: [u32; 5] = [
+            sys::CAM_TAG_ACTION_NONE,
+            sys::MSG_SIMPLE_Q_TAG,
+            sys::MSG_HEAD_OF_Q_TAG,
+            sys::MSG_ORDERED_Q_TAG,
+            sys::MSG_ACA_TASK,
+        ];
+        let counts = self.flags & sys::CAM_TAG_ACTION_VALID != 0;
+        if counts && !KINDS.contains(&u32::from(self.tag_action)) {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+
     /// The data of a command that has `dxfer_len` and direction flags.
     fn io(&self, field: Field, lists: bool) -> Result<(Format, Option<Transfer>)> {
         let Some(direction) = Direction::of(self.flags) else {
@@ -338,6 +464,8 @@ impl Fields {
             sys::CAM_DATA_SG if lists && self.segments != 0 && transfer.is_some() => {
                 Ok((Format::List(self.segments), transfer))
             }
+            // nvme(4)'s SIM takes a physical address for a virtual one.
+            sys::CAM_DATA_PADDR | sys::CAM_DATA_SG_PADDR if field == Field::Nvme => Err(EINVAL),
             sys::CAM_DATA_PADDR if transfer.is_some() => Ok((Format::Physical, transfer)),
             sys::CAM_DATA_SG_PADDR if lists && self.segments != 0 && transfer.is_some() => {
                 Ok((Format::PhysicalList(self.segments), transfer))
@@ -361,13 +489,13 @@ fn transfer(field: Field, direction: Direction, len: u64) -> Result<Option<Trans
 pub struct Longest {
     /// What the device moves.
     pub device: u32,
-    /// What one chunk holds: all that can be given by one address.
+    /// What CAM maps or answers at a time.
     pub chunk: u32,
 }
 
 impl Longest {
-    /// The queued call's rule: a SCSI or NVMe command may be as long as the
-    /// SIM takes, for CAM has lists for them; all else is one chunk.
+    /// The queued call's rule: a command of a disk's may be as long as the SIM
+    /// takes; all else is short.
     ///
     /// # Errors
     /// `EINVAL`: longer, or an XPT_MMC_IO, which is synchronous as in pass(4).
@@ -377,7 +505,7 @@ impl Longest {
         }
         for transfer in operation.transfers.iter().flatten() {
             let longest = match transfer.field {
-                Field::Scsi | Field::Nvme => self.device,
+                Field::Scsi | Field::Ata | Field::Nvme => self.device,
                 Field::AdvInfo => self.chunk,
                 _ => self.device.min(self.chunk),
             };
@@ -416,20 +544,21 @@ impl Longest {
     }
 }
 
-/// The priority that a CCB is scheduled with: a user's 0 and other values that
-/// rank above recovery are moved below it, as pass(4) does.
-pub fn priority(asked: u32) -> u32 {
-    if asked <= sys::QPC_CAM_PRIORITY_OOB {
-        asked + sys::QPC_CAM_PRIORITY_OOB + 1
-    } else {
-        asked
+/// The priority that a CCB is scheduled with: no user's command goes before those
+/// of the disk's own driver, which would starve where a SIM takes fewer at a time
+/// than it has been given. Only a reset does, below recovery, as from pass(4).
+pub fn priority(func_code: sys::xpt_opcode, asked: u32) -> u32 {
+    match func_code {
+        sys::XPT_RESET_DEV => sys::QPC_CAM_PRIORITY_OOB + 1,
+        _ => asked.max(sys::QPC_CAM_PRIORITY_NORMAL),
     }
 }
 
-/// Bytes that a device moved: `dxfer_len` less `resid`, and 0 for a residual
-/// that makes no sense.
+/// Bytes that a device moved: `dxfer_len` less `resid`. A residual that is
+/// negative, or larger than the transfer, says that it had more to say than there
+/// was room for: all was moved.
 pub fn transferred(len: u32, resid: u32) -> u32 {
-    len.saturating_sub(resid)
+    len.checked_sub(resid).unwrap_or(len)
 }
 
 #[cfg(test)]
@@ -488,6 +617,13 @@ mod tests {
         assert_eq!(format(sys::CAM_DATA_PADDR, 0), Err(EINVAL));
         // No segment.
         assert_eq!(format(sys::CAM_DATA_SG_PADDR, 512), Err(EINVAL));
+        let nvme = Operation::parse(&Fields {
+            func_code: sys::XPT_NVME_IO,
+            flags: sys::CAM_DIR_IN | sys::CAM_DATA_PADDR,
+            lens: [512, 0],
+            ..Fields::default()
+        });
+        assert_eq!(nvme, Err(EINVAL));
         assert!(Format::Physical.is_physical() && Format::PhysicalList(1).is_physical());
         assert!(!Format::Address.is_physical() && !Format::List(1).is_physical());
     }
@@ -586,7 +722,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_are_inclusive_and_lists_of_chunks_go_beyond_a_chunk() {
+    fn the_limits_are_inclusive_and_a_queued_command_goes_beyond_what_cam_maps() {
         let longest = Longest {
             device: 8192,
             chunk: 4096,
@@ -604,7 +740,8 @@ mod tests {
         };
         assert_eq!(longest.check_queued(&of(Field::Scsi, 8192)), Ok(()));
         assert_eq!(longest.check_queued(&of(Field::Scsi, 8193)), Err(EINVAL));
-        assert_eq!(longest.check_queued(&of(Field::Ata, 4097)), Err(EINVAL));
+        assert_eq!(longest.check_queued(&of(Field::Ata, 8192)), Ok(()));
+        assert_eq!(longest.check_queued(&of(Field::AdvInfo, 4097)), Err(EINVAL));
         assert_eq!(longest.check_synchronous(&of(Field::Scsi, 4096)), Ok(()));
         assert_eq!(
             longest.check_synchronous(&of(Field::Scsi, 4097)),
@@ -613,19 +750,133 @@ mod tests {
     }
 
     #[test]
-    fn no_user_priority_ranks_above_recovery() {
-        assert!(priority(0) > sys::QPC_CAM_PRIORITY_OOB);
-        assert!(priority(sys::QPC_CAM_PRIORITY_OOB) > sys::QPC_CAM_PRIORITY_OOB);
-        assert_eq!(
-            priority(sys::QPC_CAM_PRIORITY_NORMAL),
-            sys::QPC_CAM_PRIORITY_NORMAL
-        );
+    fn no_users_command_ranks_above_the_disks_own_driver() {
+        const NORMAL: u32 = sys::QPC_CAM_PRIORITY_NORMAL;
+        for asked in [0, sys::QPC_CAM_PRIORITY_OOB, NORMAL - 1, NORMAL] {
+            assert_eq!(priority(sys::XPT_SCSI_IO, asked), NORMAL);
+        }
+        assert_eq!(priority(sys::XPT_SCSI_IO, NORMAL + 1), NORMAL + 1);
+        // What ends a device's hang-up is not behind what hangs.
+        let reset = priority(sys::XPT_RESET_DEV, 0);
+        assert!(reset > sys::QPC_CAM_PRIORITY_OOB && reset < NORMAL);
     }
 
     #[test]
-    fn a_residual_larger_than_the_transfer_means_nothing_moved() {
+    fn only_flags_of_the_list_are_sent() {
+        let sent = |flags| scsi(flags, 512).map(|o| o.flags);
+        let passed = sys::CAM_DEV_QFRZDIS
+            | sys::CAM_PASS_ERR_RECOVER
+            | sys::CAM_NEGOTIATE
+            | sys::CAM_DIS_AUTOSENSE
+            | sys::CAM_DIS_DISCONNECT
+            | sys::CAM_TAG_ACTION_VALID;
+        assert_eq!(sent(sys::CAM_DIR_IN | passed), Ok(sys::CAM_DIR_IN | passed));
+        for bit in 0..32 {
+            let refused = Refused::all().bits() | sys::CAM_DIR_MASK | sys::CAM_DATA_MASK;
+            if 1 << bit & (refused | passed) == 0 {
+                let asked = sys::CAM_DIR_OUT | 1 << bit;
+                assert_eq!(sent(asked), Ok(sys::CAM_DIR_OUT), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_data_there_is_neither_direction_nor_format() {
+        for format in [sys::CAM_DATA_BIO, sys::CAM_DATA_SG, sys::CAM_DATA_SG_PADDR] {
+            let none = scsi(sys::CAM_DIR_NONE | format, 512).unwrap();
+            assert_eq!(
+                (none.flags, none.format),
+                (sys::CAM_DIR_NONE, Format::Address)
+            );
+        }
+        assert_eq!(scsi(sys::CAM_DIR_IN, 0).unwrap().flags, sys::CAM_DIR_NONE);
+    }
+
+    #[test]
+    fn a_kind_of_tag_is_one_that_there_is() {
+        let tag = |flags, tag_action| {
+            Operation::parse(&Fields {
+                func_code: sys::XPT_SCSI_IO,
+                flags: sys::CAM_DIR_NONE | flags,
+                tag_action,
+                ..Fields::default()
+            })
+            .map(|_| ())
+        };
+        assert_eq!(tag(sys::CAM_TAG_ACTION_VALID, 0x20), Ok(()));
+        assert_eq!(tag(sys::CAM_TAG_ACTION_VALID, 0x23), Err(EINVAL));
+        assert_eq!(tag(0, 0x23), Ok(()), "it does not count");
+    }
+
+    #[test]
+    fn a_device_keeps_openings_that_cam_can_count() {
+        let adjust = |openings| {
+            Operation::parse(&Fields {
+                func_code: sys::XPT_REL_SIMQ,
+                openings,
+                ..Fields::default()
+            })
+            .map(|o| o.flags)
+        };
+        // Nobody else's freeze is released with it.
+        assert_eq!(adjust(None), Ok(sys::CAM_DEV_QFREEZE));
+        assert_eq!(adjust(Some(1)), Ok(sys::CAM_DEV_QFREEZE));
+        assert_eq!(adjust(Some(65535)), Ok(sys::CAM_DEV_QFREEZE));
+        for wild in [0, 65536, 0x8000_0001, u32::MAX] {
+            assert_eq!(adjust(Some(wild)), Err(EINVAL));
+        }
+    }
+
+    #[test]
+    fn pages_are_for_commands_that_cam_itself_sends_with_pages() {
+        let takes = |func_code, direction, bytes: &[u8]| {
+            let mut command = [0; 16];
+            command[..bytes.len()].copy_from_slice(bytes);
+            let transfer = Transfer {
+                field: Field::of(func_code)[0],
+                direction,
+                len: 4096,
+            };
+            transfer.takes_pages(func_code, &command)
+        };
+        let (scsi, ata, nvme) = (sys::XPT_SCSI_IO, sys::XPT_ATA_IO, sys::XPT_NVME_IO);
+        use Direction::{Both, In, Out};
+        for read in [0x08, 0x28, 0xa8, 0x88] {
+            assert!(takes(scsi, In, &[read]));
+            assert!(!takes(scsi, Out, &[read]) && !takes(scsi, Both, &[read]));
+        }
+        for write in [0x0a, 0x2a, 0xaa, 0x8a, 0x2e, 0xae, 0x8e] {
+            assert!(takes(scsi, Out, &[write]) && !takes(scsi, In, &[write]));
+        }
+        // INQUIRY, READ CAPACITY, MODE SENSE, LOG SENSE, READ BUFFER, ATA
+        // PASS-THROUGH, VERIFY with data, WRITE SAME, UNMAP, SEND DIAGNOSTIC.
+        for other in [0x12, 0x25, 0x9e, 0x1a, 0x5a, 0x4d, 0x3c, 0x85, 0xa1, 0x03] {
+            assert!(!takes(scsi, In, &[other]));
+        }
+        for other in [0x2f, 0x41, 0x93, 0x42, 0x1d, 0x3b, 0x15, 0x55] {
+            assert!(!takes(scsi, Out, &[other]));
+        }
+        assert!(!takes(sys::XPT_CONT_TARGET_IO, In, &[0x28]));
+        let (dma, fpdma) = (sys::CAM_ATAIO_DMA as u8, sys::CAM_ATAIO_FPDMA as u8);
+        for (flag, read, write) in [(dma, 0xc8, 0xca), (dma, 0x25, 0x35), (fpdma, 0x60, 0x61)] {
+            assert!(takes(ata, In, &[flag, read]) && takes(ata, Out, &[flag, write]));
+            assert!(!takes(ata, In, &[0, read]) && !takes(ata, Out, &[0, write]));
+        }
+        // IDENTIFY DEVICE, SMART READ DATA, READ LOG DMA EXT, READ SECTORS.
+        for other in [0xec, 0xb0, 0x47, 0x20] {
+            assert!(!takes(ata, In, &[dma, other]));
+        }
+        assert!(takes(nvme, In, &[2]) && takes(nvme, Out, &[1]) && takes(nvme, Out, &[5]));
+        assert!(!takes(nvme, In, &[5]) && !takes(nvme, Out, &[9]) && !takes(nvme, In, &[0xe]));
+        assert!(!takes(sys::XPT_NVME_ADMIN, In, &[2]));
+    }
+
+    #[test]
+    fn a_residual_that_makes_no_sense_means_that_all_moved() {
         assert_eq!(transferred(512, 0), 512);
         assert_eq!(transferred(512, 500), 12);
-        assert_eq!(transferred(512, u32::MAX), 0);
+        assert_eq!(transferred(512, 512), 0);
+        assert_eq!(transferred(512, 513), 512);
+        assert_eq!(transferred(512, 0xffff_fa00), 512);
     }
 }

@@ -8,6 +8,7 @@
 //! - [`node`]: what a program calls;
 //! - [`ioctl`]: the ABI, parsed once into Rust types;
 //! - [`limits`] and [`room`]: what an open and a device may have outstanding;
+//! - [`nvme`]: what an NVMe command may say;
 //! - [`sg`]: which bytes of a transfer are where;
 //! - [`request`]: a CCB of a user's on its way through the kernel;
 //! - [`buffer`]: the kernel memory that its data passes through;
@@ -57,6 +58,7 @@
 pub mod ioctl;
 pub mod kpi;
 pub mod limits;
+pub mod nvme;
 pub mod sg;
 pub mod stats;
 

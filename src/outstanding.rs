@@ -22,6 +22,8 @@ use sys_bindings as sys;
 /// `EINVAL`: a flag or a reserved field is set; `EPERM`: another open's
 /// requests without PRIV_DRIVER; `EFAULT`; `ENXIO`: the device is gone.
 pub fn list(open: &Shared<Open>, call: &mut sys::qpass_list, thread: Thread<'_>) -> Result {
+    // What came out says that there is more; the same call goes on.
+    call.flags &= !sys::QPASS_LIST_MORE;
     let of_device = call.flags == sys::QPASS_LIST_DEVICE;
     if call.flags & !sys::QPASS_LIST_DEVICE != 0 || call.reserved0 != 0 || call.reserved != [0; 2] {
         return Err(EINVAL);

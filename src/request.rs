@@ -16,13 +16,15 @@ use crate::{
     buffer::{self, Bounce, Buffer, Segments},
     ioctl::{self, Direction, Field, Format, Operation, Route, Transfer},
     kpi::{
+        abort::Sent,
         alloc::KVec,
-        ccb::{Ccb, Sent},
+        ccb::Ccb,
         cdev::Thread,
         devstat::{Moved, Started},
         errno::{EINVAL, EPERM, Result},
         list::{Links, Node},
         pages::{Access, HeldPages},
+        periph::Held,
         shared::Shared,
         time::uptime_of_last_tick,
         tunable,
@@ -32,8 +34,20 @@ use crate::{
     queue::{Charge, Open},
     sg::{self, Segment},
 };
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use sys_bindings as sys;
+
+/// A sent request that was cancelled: it is not sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aborted {
+    /// It was not cancelled.
+    No,
+    /// CAM was asked to abort it: it tells how it ended.
+    Asked,
+    /// It ends as aborted, whatever CAM says: what CAM still sent was another
+    /// command.
+    Replaced,
+}
 
 /// See the module's page.
 pub struct Request {
@@ -72,6 +86,8 @@ pub struct Ticket {
     pub waits: bool,
     /// It is on the done queue.
     pub is_done: AtomicBool,
+    /// What became of it before it came back; guarded by the device lock.
+    abort: AtomicU8,
     /// The last round of aborts that has seen it, see [`Room::next_round`].
     ///
     /// [`Room::next_round`]: crate::room::Room::next_round
@@ -122,6 +138,25 @@ impl Asked {
 }
 
 impl Ticket {
+    /// It was cancelled, by who holds the device lock.
+    pub fn set_aborted(&self, how: Aborted, _held: &Held<'_>) {
+        self.abort.store(how as u8, Ordering::Relaxed);
+    }
+
+    /// Whether it was cancelled.
+    pub fn aborted(&self, _held: &Held<'_>) -> Aborted {
+        match self.abort.load(Ordering::Relaxed) {
+            0 => Aborted::No,
+            1 => Aborted::Asked,
+            _ => Aborted::Replaced,
+        }
+    }
+
+    /// Whether the round of aborts, or a later one, has seen it.
+    pub fn is_seen_in(&self, round: u64) -> bool {
+        self.round.load(Ordering::Relaxed) >= round
+    }
+
     /// Whether a round of aborts sees it for the first time, and no later round
     /// has.
     pub fn is_first_in(&self, round: u64) -> bool {
@@ -166,7 +201,11 @@ impl Request {
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb)?;
         }
-        open.unit()?.longest().check_queued(&operation)?;
+        let unit = open.unit()?;
+        unit.longest().check_queued(&operation)?;
+        if ccb.has(Field::Nvme) {
+            unit.check_nvme(open.periph(), ccb, &operation, thread)?;
+        }
         let ticket = Ticket {
             links: Links::new(),
             user_ccb: name.user_ccb,
@@ -176,6 +215,7 @@ impl Request {
             sent: Sent::none(),
             waits: operation.route == Route::UserCcb,
             is_done: AtomicBool::new(false),
+            abort: AtomicU8::new(Aborted::No as u8),
             round: AtomicU64::new(0),
         };
         let mut request = Request {
@@ -185,7 +225,7 @@ impl Request {
             charge,
             started: None,
         };
-        request.set_up_data(ccb, thread)?;
+        request.set_up_data(ccb, &ticket.asked.cdb, thread)?;
         Ok(draft.finish(request, ticket))
     }
 
@@ -193,12 +233,20 @@ impl Request {
     /// only where the administrator says so.
     ///
     /// # Errors
-    /// `EPERM`: `kern.cam.qpass.allow_paddr` is 0, or the thread lacks
-    /// PRIV_KMEM_WRITE, or the securelevel is above 0.
+    /// See [`check_privilege`](Self::check_privilege).
     pub fn check_physical(operation: &Operation, thread: Thread<'_>) -> Result {
         if !operation.format.is_physical() {
             return Ok(());
         }
+        Self::check_privilege(thread)
+    }
+
+    /// The privilege that it takes to hand over physical addresses.
+    ///
+    /// # Errors
+    /// `EPERM`: `kern.cam.qpass.allow_paddr` is 0, or the thread lacks
+    /// PRIV_KMEM_WRITE, or the securelevel is above 0.
+    pub fn check_privilege(thread: Thread<'_>) -> Result {
         if !tunable::allow_paddr() {
             return Err(EPERM);
         }
@@ -206,34 +254,39 @@ impl Request {
         thread.securelevel_gt(0)
     }
 
-    fn set_up_data(&mut self, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
+    fn set_up_data(&mut self, ccb: &mut Ccb, command: &[u8; 16], thread: Thread<'_>) -> Result {
         let transfers = self.operation.transfers;
         let addresses = transfers.map(|t| t.map(|t| ccb.data(t.field)));
-        ccb.clear_header();
-        ccb.clear_virtual();
-        ccb.clear_physical();
+        ccb.build(&self.operation);
+        let func_code = ccb.hdr().func_code;
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
-                self.buffers[i] = Some(self.buffer(ccb, transfer, at, thread)?);
+                let pages = transfer.takes_pages(func_code, command);
+                self.buffers[i] = Some(self.buffer(ccb, transfer, at, pages, thread)?);
             }
         }
         Ok(())
     }
 
-    /// Has the CCB point at what the device shall move.
+    /// Has the CCB point at what the device shall move; `pages` says whether that
+    /// may be the process's own.
     fn buffer(
         &mut self,
         ccb: &mut Ccb,
         transfer: Transfer,
         at: UserPtr,
+        pages: bool,
         thread: Thread<'_>,
     ) -> Result<Buffer> {
         let field = transfer.field;
         match self.operation.format {
-            Format::Address => self.reach(ccb, transfer, Segments::one(at, transfer.len), thread),
+            Format::Address => {
+                let segments = Segments::one(at, transfer.len);
+                self.reach(ccb, transfer, segments, pages, thread)
+            }
             Format::List(count) => {
                 let list = self.copyin_list(at, count, transfer.len)?;
-                self.reach(ccb, transfer, Segments::List(list), thread)
+                self.reach(ccb, transfer, Segments::List(list), pages, thread)
             }
             Format::Physical => {
                 ccb.set_physical(field, at);
@@ -254,9 +307,10 @@ impl Request {
         ccb: &mut Ccb,
         transfer: Transfer,
         segments: Segments,
+        pages: bool,
         thread: Thread<'_>,
     ) -> Result<Buffer> {
-        if let Some(pages) = self.hold(transfer, &segments, thread)? {
+        if pages && let Some(pages) = self.hold(transfer, &segments, thread)? {
             ccb.set_pages(transfer.field, &pages);
             self.open.queue.room.stats.in_place(transfer.len);
             return Ok(Buffer::Pages(pages));
@@ -264,7 +318,8 @@ impl Request {
         self.bounce(ccb, transfer, segments)
     }
 
-    /// Holds the pages of a transfer, if it may have its data in them.
+    /// Holds the pages of a transfer, if it may have its data in them and the SIM
+    /// takes pages.
     ///
     /// # Errors
     /// `EAGAIN`: over a limit.
@@ -274,10 +329,7 @@ impl Request {
         segments: &Segments,
         thread: Thread<'_>,
     ) -> Result<Option<HeldPages>> {
-        if !transfer.takes_pages()
-            || !self.open.unit()?.unmapped
-            || transfer.len < tunable::zerocopy_min()
-        {
+        if !self.open.unit()?.unmapped || transfer.len < tunable::zerocopy_min() {
             return Ok(None);
         }
         let Some(pages) = sg::pages_of(segments.as_slice(), transfer.len) else {
@@ -330,6 +382,19 @@ impl Request {
         Ok(())
     }
 
+    /// The device is through with it, and with the process's own pages.
+    pub fn let_pages_go(&mut self) {
+        // Of two runs of data none is in pages.
+        if let Some(Buffer::Pages(pages)) = &mut self.buffers[0] {
+            pages.let_go();
+        }
+    }
+
+    /// Bytes of its first run of data, 0 where it has none.
+    pub fn len(&self) -> u32 {
+        self.operation.transfers[0].map_or(0, |transfer| transfer.len)
+    }
+
     /// How it is carried out.
     pub fn route(&self) -> Route {
         self.operation.route
@@ -361,7 +426,7 @@ impl Request {
 impl ZoneBox<Request> {
     /// The priority that it is sent with.
     pub fn priority(&self) -> u32 {
-        ioctl::priority(self.asked_priority())
+        ioctl::priority(self.ccb().hdr().func_code, self.asked_priority())
     }
 
     /// Hands the data to the process that reaps, and the CCB to its address

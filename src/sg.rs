@@ -1,7 +1,7 @@
 //! Scatter/gather arithmetic: which bytes of a transfer are where.
 //!
-//! A transfer is one run of bytes. The user has it in segments, the kernel in
-//! chunks; neither knows of the other's boundaries.
+//! A transfer is one run of bytes. The user has it in segments, the kernel in one
+//! piece, or in the user's own pages.
 
 use crate::kpi::errno::{EINVAL, Result};
 
@@ -42,13 +42,23 @@ pub fn runs(segments: &[Segment], len: u32) -> impl Iterator<Item = Segment> + C
     })
 }
 
+/// The alignment that busdma(9) never has to bounce for: no SIM's DMA tag asks
+/// for more, and blocks have no less. Where it bounces, a segment no longer ends
+/// where its page does, and NVMe's PRPs, which have no length, then name other
+/// bytes than were meant.
+pub const ALIGNMENT: u64 = 512;
+
 /// How many pages the first `len` bytes are in, if these make one run of pages:
-/// wherever one segment ends and another begins is the end and the beginning
-/// of a page. `None` if not, or if an address is absurd.
+/// every segment starts and ends at a multiple of [`ALIGNMENT`], and wherever one
+/// ends and another begins is the end and the beginning of a page. `None` if not,
+/// or if an address is absurd.
 pub fn pages_of(segments: &[Segment], len: u32) -> Option<usize> {
     const PAGE: u64 = sys_bindings::PAGE_SIZE as u64;
     let (mut pages, mut end) = (0, None);
     for run in runs(segments, len) {
+        if !(run.address | run.len).is_multiple_of(ALIGNMENT) {
+            return None;
+        }
         let starts_a_page = run.address.is_multiple_of(PAGE);
         if end.is_some_and(|end: u64| !end.is_multiple_of(PAGE) || !starts_a_page) {
             return None;
@@ -61,14 +71,12 @@ pub fn pages_of(segments: &[Segment], len: u32) -> Option<usize> {
     usize::try_from(pages).ok()
 }
 
-/// A part of a transfer that lies in one segment and in one chunk.
+/// A part of a transfer that lies in one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The user's address.
     pub address: u64,
-    /// Which chunk.
-    pub chunk: usize,
-    /// Where in the chunk, in bytes.
+    /// Where in the transfer, in bytes.
     pub offset: usize,
     /// Bytes, never none.
     pub len: usize,
@@ -77,20 +85,15 @@ pub struct Piece {
 /// The pieces of the first `len` bytes of a transfer, in order.
 pub struct Pieces<'a> {
     segments: &'a [Segment],
-    /// Bytes of the first segment that are behind us.
-    used: u64,
-    chunk_size: usize,
     at: usize,
     end: usize,
 }
 
 impl<'a> Pieces<'a> {
-    /// Of a transfer in chunks of `chunk_size` bytes, which is not zero.
-    pub fn new(segments: &'a [Segment], chunk_size: usize, len: usize) -> Self {
+    /// Of a transfer of `len` bytes.
+    pub fn new(segments: &'a [Segment], len: usize) -> Self {
         Pieces {
             segments,
-            used: 0,
-            chunk_size,
             at: 0,
             end: len,
         }
@@ -101,28 +104,23 @@ impl Iterator for Pieces<'_> {
     type Item = Piece;
 
     fn next(&mut self) -> Option<Piece> {
-        if self.at >= self.end {
-            return None;
+        while self.at < self.end {
+            let (segment, rest) = self.segments.split_first()?;
+            self.segments = rest;
+            let left = self.end - self.at;
+            let len = usize::try_from(segment.len).map_or(left, |len| len.min(left));
+            let offset = self.at;
+            self.at += len;
+            if len != 0 {
+                return Some(Piece {
+                    // A wild one is refused by copyin(9).
+                    address: segment.address,
+                    offset,
+                    len,
+                });
+            }
         }
-        while self.segments.first()?.len == self.used {
-            self.segments = &self.segments[1..];
-            self.used = 0;
-        }
-        let segment = self.segments[0];
-        let offset = self.at % self.chunk_size;
-        let len = (self.end - self.at)
-            .min(self.chunk_size - offset)
-            .min(usize::try_from(segment.len - self.used).unwrap_or(usize::MAX));
-        let piece = Piece {
-            // A wild address wraps here and is refused by copyin(9).
-            address: segment.address.wrapping_add(self.used),
-            chunk: self.at / self.chunk_size,
-            offset,
-            len,
-        };
-        self.at += len;
-        self.used += len as u64;
-        Some(piece)
+        None
     }
 }
 
@@ -153,24 +151,23 @@ mod tests {
     }
 
     #[test]
-    fn pieces_end_at_every_boundary_of_either_side() {
-        let list = [segment(0x1000, 6), segment(0x9000, 20)];
-        let pieces: Vec<_> = Pieces::new(&list, 8, 20).collect();
-        let piece = |address, chunk, offset, len| Piece {
+    fn pieces_are_the_segments_that_have_bytes_cut_to_the_transfer() {
+        let list = [
+            segment(0x1000, 6),
+            segment(0x5000, 0),
+            segment(0x9000, 20),
+            segment(0xa000, 1),
+        ];
+        let pieces: Vec<_> = Pieces::new(&list, 20).collect();
+        let piece = |address, offset, len| Piece {
             address,
-            chunk,
             offset,
             len,
         };
-        assert_eq!(
-            pieces,
-            [
-                piece(0x1000, 0, 0, 6),
-                piece(0x9000, 0, 6, 2),
-                piece(0x9002, 1, 0, 8),
-                piece(0x900a, 2, 0, 4),
-            ]
-        );
+        assert_eq!(pieces, [piece(0x1000, 0, 6), piece(0x9000, 6, 14)]);
+        let huge = [segment(u64::MAX, u64::MAX)];
+        let pieces: Vec<_> = Pieces::new(&huge, 20).collect();
+        assert_eq!(pieces, [piece(u64::MAX, 0, 20)]);
     }
 
     #[test]
@@ -180,18 +177,35 @@ mod tests {
             pages_of(&list, len)
         };
         assert_eq!(pages(&[(0x1000, 0x1000)], 0x1000), Some(1));
-        assert_eq!(pages(&[(0x1fff, 2)], 2), Some(2), "a byte in each of two");
-        assert_eq!(pages(&[(0x1800, 0x800), (0x9000, 0x1234)], 0x1a34), Some(3));
-        assert_eq!(pages(&[(0x1800, 0x7ff), (0x9000, 0x1000)], 0x17ff), None);
-        assert_eq!(pages(&[(0x1000, 0x1000), (0x9001, 1)], 0x1001), None);
+        assert_eq!(pages(&[(0x1e00, 0x400)], 0x400), Some(2), "a block in each");
+        assert_eq!(pages(&[(0x1800, 0x800), (0x9000, 0x1200)], 0x1a00), Some(3));
+        assert_eq!(pages(&[(0x1800, 0x600), (0x9000, 0x1000)], 0x1600), None);
+        assert_eq!(pages(&[(0x1000, 0x1000), (0x9200, 0x200)], 0x1200), None);
         // What is behind the transfer, or empty, does not count.
         assert_eq!(pages(&[(0x1000, 0x1000), (0x9001, 1)], 0x1000), Some(1));
         assert_eq!(
-            pages(&[(7, 0), (0x1000, 0x1000), (9, 0), (0x4000, 1)], 0x1001),
+            pages(&[(7, 0), (0x1000, 0x1000), (9, 0), (0x4000, 512)], 0x1200),
             Some(2)
         );
-        assert_eq!(pages(&[(u64::MAX, 2)], 2), None);
-        assert_eq!(pages(&[(0x1000, 1)], 0), None, "nothing is no run");
+        assert_eq!(pages(&[(u64::MAX - 511, 1024)], 1024), None);
+        assert_eq!(pages(&[(0x1000, 512)], 0), None, "nothing is no run");
+    }
+
+    #[test]
+    fn what_busdma_would_bounce_is_no_run_of_pages() {
+        for off in (0..1024).filter(|off| off % 512 != 0) {
+            assert_eq!(pages_of(&[segment(0x1000 + off, 4096)], 4096), None);
+            assert_eq!(
+                pages_of(&[segment(0x1000, 4096 + off)], 4096 + off as u32),
+                None
+            );
+            // The first of two, the second of two.
+            let two = [segment(0x1000 + off, 4096 - off), segment(0x9000, 512)];
+            assert_eq!(pages_of(&two, 4096 - off as u32 + 512), None);
+            let two = [segment(0x1000, 4096), segment(0x9000, off)];
+            assert_eq!(pages_of(&two, 4096 + off as u32), None);
+        }
+        assert_eq!(pages_of(&[segment(0x1200, 1024)], 1024), Some(1));
     }
 
     proptest! {
@@ -215,7 +229,8 @@ mod tests {
             // One run: each byte is behind the last in its page, or each is at
             // an end of its page; segments that touch are one run as well.
             let mut pages = usize::from(!bytes.is_empty());
-            let mut good = !bytes.is_empty();
+            let aligned = |run: Segment| (run.address | run.len).is_multiple_of(ALIGNMENT);
+            let mut good = !bytes.is_empty() && runs(&list, len).all(aligned);
             for pair in bytes.windows(2) {
                 if pair[0] % 4096 == 4095 || pair[1] % 4096 == 0 {
                     good &= pair[0] % 4096 == 4095 && pair[1] % 4096 == 0;
@@ -238,11 +253,10 @@ mod tests {
         }
 
         /// Byte for byte: the n-th byte of the transfer is the n-th byte of
-        /// the list, in chunk n / size at n % size.
+        /// the list.
         #[test]
         fn every_byte_is_in_one_piece(
             lens in prop::collection::vec(0u64..70, 1..20),
-            chunk_size in 1usize..50,
             cut in 0usize..200,
         ) {
             let list: Vec<_> = lens
@@ -257,11 +271,10 @@ mod tests {
                 .flat_map(|s| s.address..s.address + s.len)
                 .collect();
             let mut seen = vec![];
-            for piece in Pieces::new(&list, chunk_size, len) {
+            for piece in Pieces::new(&list, len) {
                 prop_assert!(piece.len > 0);
+                prop_assert_eq!(piece.offset, seen.len());
                 for i in 0..piece.len {
-                    prop_assert_eq!(piece.chunk * chunk_size + piece.offset + i, seen.len());
-                    prop_assert!(piece.offset + i < chunk_size);
                     seen.push(piece.address + i as u64);
                 }
             }

@@ -3,11 +3,11 @@
 
 use crate::{
     buffer::{MAX_CHUNK, Zones},
-    ioctl::{Longest, Route},
+    ioctl::{Longest, Operation, Route},
     kpi::{
         alloc::KBox,
-        ccb::{Ccb, Recovery, StartCcb},
-        cdev::{DevSw, Node},
+        ccb::{Ccb, DoneFn, OwnCcb, Recovery, StartCcb},
+        cdev::{DevSw, Node, Thread},
         devstat::{DevStat, Started},
         driver::{self, Driver, Routines},
         errno::{ENXIO, Result},
@@ -22,16 +22,20 @@ use crate::{
     },
     module,
     node::Qpass,
+    nvme,
     queue::{Open, Queue},
-    request::Request,
+    request::{Aborted, Request},
     room::Room,
     stats::Outcome,
 };
 use core::{
     ffi::{CStr, c_int, c_void},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
 };
 use sys_bindings as sys;
+
+/// What a sent CCB comes back to.
+pub const DONE: DoneFn = done_entry;
 
 /// The driver's name, and its nodes'.
 pub const NAME: &CStr = c"qpass";
@@ -60,9 +64,11 @@ static ROUTINES: Routines = Routines {
 /// What the driver keeps of a device.
 pub struct Unit {
     pub(crate) maxio: u32,
-    /// The same, as far as each command of the device may be as long.
-    pub(crate) maxio_told: u32,
     pub(crate) unmapped: bool,
+    /// The SIM answers no XPT_ABORT, and keeps none.
+    pub(crate) forgets_aborts: bool,
+    /// Of an NVMe device, its namespace.
+    namespace: Option<Namespace>,
     pub(crate) devstat: DevStat,
     pub(crate) room: Shared<Room>,
     _sysctls: Tree<Room>,
@@ -87,7 +93,78 @@ pub(crate) struct State {
     zones: Option<Shared<Zones>>,
 }
 
+/// A namespace, and how it was formatted when it was asked last.
+struct Namespace {
+    id: u64,
+    /// [`nvme::Format`]: the block's bytes, and above them whether there is
+    /// metadata elsewhere; 0 where that is not known.
+    format: AtomicU64,
+}
+
+impl Namespace {
+    const SEPARATE: u64 = 1 << 32;
+
+    fn new(id: u64) -> Self {
+        Namespace {
+            id,
+            format: AtomicU64::new(0),
+        }
+    }
+
+    fn format(&self) -> Option<nvme::Format> {
+        let word = self.format.load(Ordering::Relaxed);
+        (word != 0).then_some(nvme::Format {
+            block: word as u32,
+            has_separate_metadata: word & Self::SEPARATE != 0,
+        })
+    }
+
+    /// Asks CAM how it is formatted, which a program may have changed. Sleeps.
+    fn ask(&self, periph: &Periph) -> Option<nvme::Format> {
+        let mut own = OwnCcb::alloc();
+        let mut identify = [0; nvme::IDENTIFY];
+        let known = periph.lock().nvme_identify(own.ccb_mut(), &mut identify);
+        let format = known.then(|| nvme::Format::parse(&identify)).flatten();
+        let word = format.map_or(0, |format| {
+            let separate = if format.has_separate_metadata {
+                Self::SEPARATE
+            } else {
+                0
+            };
+            u64::from(format.block) | separate
+        });
+        self.format.store(word, Ordering::Relaxed);
+        format
+    }
+}
+
 impl Unit {
+    /// Whether an NVMe command may be carried out. Sleeps.
+    ///
+    /// # Errors
+    /// `EINVAL`: see [`nvme::Entry::check`]; `EPERM`: it hands physical addresses
+    /// to the controller, see [`Request::check_privilege`].
+    pub fn check_nvme(
+        &self,
+        periph: &Periph,
+        ccb: &Ccb,
+        operation: &Operation,
+        thread: Thread<'_>,
+    ) -> Result {
+        let entry = ccb.nvme_entry();
+        if entry.is_the_controllers() {
+            Request::check_privilege(thread)?;
+        }
+        // Another kind of device answers that it knows no such command.
+        let Some(namespace) = &self.namespace else {
+            return Ok(());
+        };
+        let len = operation.transfers[0].map_or(0, |transfer| transfer.len);
+        let check = |format| entry.check(len, namespace.id, format);
+        // Formatted anew since it was asked last?
+        check(namespace.format()).or_else(|_| check(namespace.ask(periph)))
+    }
+
     /// Attaches to a device. The lock is dropped and taken again.
     fn attach(periph: &Periph, held: &mut Held<'_>) -> Result {
         // The node's, and until there is one, what keeps the periph here if
@@ -154,9 +231,9 @@ impl Unit {
         };
         let unit = Unit {
             maxio,
-            // A CCB of an ATA command has no place for a list.
-            maxio_told: if inq.ata { maxio.min(MAX_CHUNK) } else { maxio },
             unmapped: inq.unmapped,
+            forgets_aborts: inq.forgets_aborts,
+            namespace: inq.nvme.then(|| Namespace::new(inq.lun)),
             devstat,
             room,
             _sysctls: sysctls,
@@ -366,7 +443,9 @@ impl Unit {
         let ccb = request.ccb_mut();
         ccb.setup(priority, &mut held);
         if route == Route::Abort {
-            self.abort(&open, held, ccb);
+            drop::<Held>(held);
+            let status = self.abort(&open, ccb.abort_target());
+            ccb.set_status(status);
         } else {
             held.action(ccb);
             self.room.stats.complete(Outcome::of(ccb.is_good()));
@@ -427,15 +506,22 @@ impl Unit {
     fn done(&self, held: &mut Held<'_>, mut request: ZoneBox<Request>) {
         let is_device = request.route() == Route::Device;
         let is_closed = request.open().queue.is_closed();
+        let aborted = request.known().aborted(held);
         let ccb = request.ccb_mut();
-        if !ccb.is_good() {
-            if is_closed || !is_device {
-                ccb.release_frozen(held);
-            } else if let Recovery::Resent = ccb.recover(held) {
+        if !ccb.is_good() && aborted == Aborted::No && is_device && !is_closed {
+            if let Recovery::Resent = ccb.recover(held) {
                 request.leave_sent();
                 return;
             }
         }
+        // What was cancelled, or nobody waits for, is not sent again.
+        ccb.release_frozen(held);
+        if aborted == Aborted::Replaced {
+            ccb.set_status(sys::CAM_REQ_ABORTED);
+            let len = request.len();
+            request.ccb_mut().set_not_moved(len);
+        }
+        request.let_pages_go();
         request.known().sent.clear(held);
         if let Some(started) = &request.started {
             let ccb = request.ccb();

@@ -186,6 +186,19 @@ impl KVec<u64> {
             capacity: len,
         }
     }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: so many words are initialised.
+        unsafe { core::slice::from_raw_parts(self.as_ptr().cast(), self.len * size_of::<u64>()) }
+    }
+
+    /// Its bytes, to change.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = self.len * size_of::<u64>();
+        // SAFETY: as bytes(), and borrowed exclusively; any bytes make a u64.
+        unsafe { core::slice::from_raw_parts_mut(self.as_ptr().cast(), len) }
+    }
 }
 
 impl<T> Deref for KVec<T> {

@@ -3,22 +3,20 @@
 use super::{
     alloc::KVec,
     devstat::DevStat,
-    driver::pause_ms,
     errno::Result,
     pages::HeldPages,
     periph::Held,
     user::{UserPtr, zeroed},
 };
 use crate::{
-    ioctl::{self, Direction, Field, Fields, Transfer},
+    ioctl::{self, Direction, Field, Fields, Operation, Transfer},
+    nvme,
     sg::Segment,
 };
 use core::{
     ffi::{c_int, c_void},
-    marker::PhantomData,
     mem::MaybeUninit,
     ptr::NonNull,
-    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
 };
 use sys_bindings as sys;
 
@@ -110,6 +108,7 @@ impl Ccb {
     /// Has the CDB read from `bytes`, which must live until the CCB is done.
     pub fn set_cdb_pointer(&mut self, bytes: &mut [u8]) {
         self.csio_mut().cdb_io.cdb_ptr = bytes.as_mut_ptr();
+        self.hdr_mut().flags |= sys::CAM_CDB_POINTER;
     }
 
     /// Whether the opcode's CCB has that pointer.
@@ -152,7 +151,13 @@ impl Ccb {
         self.set_format(sys::CAM_DATA_VADDR);
     }
 
-    /// The same, by a list in kernel memory; `format` says what its addresses
+    /// Names the process's own memory, for [`Mapped::map`] to replace.
+    pub fn set_user_data(&mut self, field: Field, at: UserPtr) {
+        *self.pointer_mut(field).0 = at.address() as *mut u8;
+        self.set_format(sys::CAM_DATA_VADDR);
+    }
+
+    /// Has the data at the addresses of a list in kernel memory; `format` says what its addresses
     /// are.
     pub fn set_list(&mut self, field: Field, list: &KVec<Segment>, format: u32) {
         let (pointer, segments) = self.pointer_mut(field);
@@ -175,23 +180,6 @@ impl Ccb {
         self.set_format(sys::CAM_DATA_PADDR);
     }
 
-    /// Waits until the SIM has answered an XPT_ABORT. CAM takes that opcode for
-    /// an immediate one, but SIMs that send a task management function for it
-    /// (virtio_scsi(4)) write the status when that is answered, and tell nobody.
-    /// Sleeps; no lock may be held.
-    pub fn wait_answered(&mut self) {
-        // SAFETY: the status of a CCB that is alive; the SIM writes it whole.
-        let status = unsafe { AtomicU32::from_ptr(&raw mut self.hdr_mut().status) };
-        while status.load(Ordering::Acquire) & sys::CAM_STATUS_MASK == sys::CAM_REQ_INPROG {
-            pause_ms(1);
-        }
-    }
-
-    /// Gives an XPT_ABORT the user's address back.
-    pub fn set_abort_target(&mut self, target: UserPtr) {
-        self.0.cab.abort_ccb = target.address() as *mut sys::ccb;
-    }
-
     /// XPT_ABORT: the user's address of the CCB to abort.
     pub fn abort_target(&self) -> UserPtr {
         // SAFETY: plain data.
@@ -206,6 +194,15 @@ impl Ccb {
     /// Whether the outcome is CAM_REQ_CMP.
     pub fn is_good(&self) -> bool {
         self.hdr().status & sys::CAM_STATUS_MASK == sys::CAM_REQ_CMP
+    }
+
+    /// Nothing of a transfer of `len` bytes was moved.
+    pub fn set_not_moved(&mut self, len: u32) {
+        match self.hdr().func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => self.csio_mut().resid = len,
+            sys::XPT_ATA_IO => self.0.ataio.resid = len,
+            _ => {}
+        }
     }
 
     fn set_format(&mut self, format: u32) {
@@ -226,32 +223,125 @@ impl Ccb {
         unsafe { &mut *(&raw mut self.0.nvmeio.cmd).cast::<[u8; 24]>().byte_add(16) }
     }
 
-    /// Leaves no physical address of the user's where the device could follow
-    /// it.
-    pub fn clear_physical(&mut self) {
-        if self.has(Field::Nvme) {
-            *self.nvme_addresses() = [0; 24];
+    /// What an NVMe command asks for.
+    pub fn nvme_entry(&self) -> nvme::Entry {
+        // SAFETY: plain data, whichever member was written.
+        let cmd = unsafe { &self.0.nvmeio.cmd };
+        nvme::Entry {
+            admin: self.hdr().func_code == sys::XPT_NVME_ADMIN,
+            opcode: cmd.opc,
+            fuse: cmd.fuse,
+            nsid: u32::from_le(cmd.nsid),
+            dwords: [
+                cmd.cdw10, cmd.cdw11, cmd.cdw12, cmd.cdw13, cmd.cdw14, cmd.cdw15,
+            ]
+            .map(u32::from_le),
         }
     }
 
-    /// Leaves no address of the user's where the kernel could follow it.
-    pub fn clear_virtual(&mut self) {
-        for field in Field::of(self.hdr().func_code) {
-            *self.pointer_mut(*field).0 = core::ptr::null_mut();
+    /// Makes what the user handed in the CCB that CAM and a SIM get: opcode by
+    /// opcode, whatever they look at is written here, from what `operation` says,
+    /// or is a number that means something to the device only. There is no data
+    /// yet: [`set_data`](Self::set_data) and its like say where it is.
+    ///
+    /// What an opcode does not have is left as it is.
+    #[inline(always)]
+    pub fn build(&mut self, operation: &Operation) {
+        self.build_header(operation.flags);
+        let len = |i: usize| operation.transfers[i].map_or(0, |transfer| transfer.len);
+        let null: *mut u8 = core::ptr::null_mut();
+        // SAFETY: plain data, whichever member was written; func_code says which
+        // it is.
+        unsafe {
+            match self.hdr().func_code {
+                sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                    let io = &mut self.0.csio;
+                    (io.next_ccb, io.req_map, io.data_ptr) = (null.cast(), null, null);
+                    io.dxfer_len = len(0);
+                    io.sense_len = io.sense_len.min(SENSE);
+                    io.sglist_cnt = 0;
+                    (io.scsi_status, io.sense_resid, io.resid) = (0, 0, 0);
+                    (io.msg_ptr, io.msg_len) = (null, 0);
+                    *self.behind_csio() = 0;
+                }
+                sys::XPT_ATA_IO => {
+                    let io = &mut self.0.ataio;
+                    (io.next_ccb, io.data_ptr) = (null.cast(), null);
+                    (io.dxfer_len, io.resid) = (len(0), 0);
+                    io.cmd.flags &= ATA_COMMAND;
+                    io.ata_flags &= ATA_FLAGS;
+                }
+                sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
+                    *self.nvme_addresses() = [0; 24];
+                    let io = &mut self.0.nvmeio;
+                    (io.next_ccb, io.data_ptr) = (null.cast(), null);
+                    (io.dxfer_len, io.sglist_cnt) = (len(0), 0);
+                    // nvme(4) numbers commands itself.
+                    io.cmd.cid = 0;
+                }
+                sys::XPT_SMP_IO => {
+                    let io = &mut self.0.smpio;
+                    (io.smp_request, io.smp_response) = (null, null);
+                    (io.smp_request_len, io.smp_response_len) = (len(0) as c_int, len(1) as c_int);
+                    (io.smp_request_sglist_cnt, io.smp_response_sglist_cnt) = (0, 0);
+                    io.flags = sys::SMP_FLAG_NONE;
+                }
+                sys::XPT_DEV_ADVINFO => {
+                    let io = &mut self.0.cdai;
+                    io.buf = null;
+                    io.flags &= sys::CDAI_FLAG_STORE;
+                    (io.bufsiz, io.provsiz) = (len(0) as _, 0);
+                }
+                // Freezes are not on an open's account: see Operation::parse.
+                sys::XPT_REL_SIMQ => {
+                    let io = &mut self.0.crs;
+                    io.release_flags &= sys::RELSIM_ADJUST_OPENINGS;
+                    (io.release_timeout, io.qfrozen_cnt) = (0, 0);
+                }
+                _ => {}
+            }
         }
+    }
+
+    /// Leaves of a user's header what the user has a say in: the opcode, the
+    /// timeout and the retries. The rest is CAM's and the SIM's, who find it as in
+    /// a CCB that CAM has allocated.
+    fn build_header(&mut self, flags: u32) {
+        let hdr = self.hdr_mut();
+        // SAFETY: plain data.
+        let mut built: sys::ccb_hdr = unsafe { core::mem::zeroed() };
+        built.func_code = hdr.func_code;
+        built.flags = flags;
+        built.timeout = hdr.timeout;
+        built.retry_count = hdr.retry_count;
+        // Until setup() says what becomes of it.
+        built.pinfo.priority = hdr.pinfo.priority;
+        *hdr = built;
+    }
+
+    /// Where a kernel with BUF_TRACKING has a `struct bio *` in an XPT_SCSI_IO,
+    /// and follows it: behind the struct that other kernels have.
+    fn behind_csio(&mut self) -> &mut u64 {
+        const { assert!(size_of::<sys::ccb_scsiio>() + 8 <= size_of::<sys::ccb>()) };
+        const { assert!(size_of::<sys::ccb_scsiio>().is_multiple_of(8)) };
+        // SAFETY: inside the union, and aligned.
+        unsafe { &mut *(&raw mut self.0.csio).add(1).cast::<u64>() }
     }
 
     /// The fields that decide what becomes of the CCB.
+    #[inline(always)]
     pub fn fields(&self) -> Fields {
         let hdr = self.hdr();
         let (mut lens, mut segments) = ([0; 2], 0);
         let (mut stores, mut block_size) = (false, 0);
+        let (mut openings, mut tag_action) = (None, 0);
         // SAFETY: plain data, whichever member was written.
         unsafe {
             match hdr.func_code {
                 sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
                     lens[0] = u64::from(self.0.csio.dxfer_len);
                     segments = self.0.csio.sglist_cnt;
+                    tag_action = self.0.csio.tag_action;
                 }
                 sys::XPT_ATA_IO => lens[0] = u64::from(self.0.ataio.dxfer_len),
                 sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
@@ -268,6 +358,10 @@ impl Ccb {
                     stores = self.0.cdai.flags & sys::CDAI_FLAG_STORE != 0;
                 }
                 sys::XPT_CALC_GEOMETRY => block_size = self.0.ccg.block_size,
+                sys::XPT_REL_SIMQ => {
+                    let adjusts = self.0.crs.release_flags & sys::RELSIM_ADJUST_OPENINGS != 0;
+                    openings = adjusts.then_some(self.0.crs.openings);
+                }
                 _ => {}
             }
         }
@@ -278,6 +372,8 @@ impl Ccb {
             segments,
             stores,
             block_size,
+            openings,
+            tag_action,
         }
     }
 
@@ -361,22 +457,13 @@ impl Ccb {
     pub(super) unsafe fn save(&mut self, to: *mut Saved) {
         // SAFETY: the caller's promise. The header, which is most of it, is
         // copied once.
-        let saved = unsafe {
+        unsafe {
             (&raw mut (*to).hdr).copy_from_nonoverlapping(self.hdr(), 1);
-            (&raw mut (*to).pointers).write([core::ptr::null_mut(); 2]);
-            (&raw mut (*to).segments).write(0);
-            (&raw mut (*to).inline).write([0; 24]);
-            &mut *to
-        };
-        for (i, field) in Field::of(self.hdr().func_code).iter().enumerate() {
-            let (pointer, segments) = self.pointer_mut(*field);
-            saved.pointers[i] = *pointer;
-            saved.segments = segments.map_or(0, |segments| *segments);
-            match field {
-                Field::Scsi => saved.inline[..16].copy_from_slice(self.cdb_bytes_mut()),
-                Field::Nvme => saved.inline = *self.nvme_addresses(),
-                _ => {}
-            }
+            let kept = (&raw mut (*to).kept).cast::<u8>();
+            let ccb = (&raw const self.0).cast::<u8>();
+            each_input(self.hdr().func_code, |at, from, len| {
+                kept.add(at).copy_from_nonoverlapping(ccb.add(from), len);
+            });
         }
     }
 
@@ -391,24 +478,19 @@ impl Ccb {
     }
 
     /// Makes a completed CCB fit for the user: the header is the one that came
-    /// in but for the outcome and the device's address, and no field that was
-    /// the user's pointer carries one of the kernel's.
+    /// in but for the outcome and the device's address, and so is what the payload
+    /// asked for: no field that was the user's pointer carries one of the kernel's.
     pub fn restore(&mut self, saved: &Saved) {
         let done = *self.hdr();
         *self.hdr_mut() = saved.hdr;
         self.take_outcome(&done);
-        for (i, field) in Field::of(saved.hdr.func_code).iter().enumerate() {
-            let (pointer, segments) = self.pointer_mut(*field);
-            *pointer = saved.pointers[i];
-            if let Some(segments) = segments {
-                *segments = saved.segments;
-            }
-            match field {
-                Field::Scsi => self.cdb_bytes_mut().copy_from_slice(&saved.inline[..16]),
-                Field::Nvme => *self.nvme_addresses() = saved.inline,
-                _ => {}
-            }
-        }
+        let ccb = (&raw mut self.0).cast::<u8>();
+        let kept = (&raw const saved.kept).cast::<u8>();
+        each_input(saved.hdr.func_code, |at, to, len| {
+            // SAFETY: save() has kept these, of a CCB of this opcode; both are
+            // inside.
+            unsafe { ccb.add(to).copy_from_nonoverlapping(kept.add(at), len) };
+        });
     }
 
     /// Takes the result of `from`: the payload, the status and the device's
@@ -425,6 +507,16 @@ impl Ccb {
         hdr.path_id = done.path_id;
         hdr.target_id = done.target_id;
         hdr.target_lun = done.target_lun;
+    }
+
+    /// Leaves of a CCB of CAM's own what its header tells the user: the opcode, the
+    /// status and the device's address.
+    pub fn leave_outcome(&mut self) {
+        let done = *self.hdr();
+        // SAFETY: plain data.
+        *self.hdr_mut() = unsafe { core::mem::zeroed() };
+        self.hdr_mut().func_code = done.func_code;
+        self.take_outcome(&done);
     }
 
     /// Takes the request of `from`: the opcode, the flags and the payload.
@@ -455,18 +547,21 @@ impl Ccb {
     }
 
     /// cam_periph_error(9), in the completion of a CCB that failed.
-    pub fn recover(&mut self, held: &mut Held<'_>) -> Recovery {
+    pub fn recover(&mut self, _held: &mut Held<'_>) -> Recovery {
         let (cam_flags, sense_flags) = recovery_flags(self.hdr().flags);
+        // A SIM that is to abort the CCB when it is sent again, and has not got it
+        // yet, would follow what it left here the first time.
+        // SAFETY: plain data.
+        self.hdr_mut().sim_priv = unsafe { core::mem::zeroed() };
         // SAFETY: a completed CCB of this periph, its device lock held.
         let error = unsafe { sys::cam_periph_error(self.as_ptr(), cam_flags, sense_flags) };
         if error == super::errno::ERESTART {
             return Recovery::Resent;
         }
-        self.release_frozen(held);
         Recovery::Final
     }
 
-    /// A failed command may have frozen the device's queue, which stops every
+    /// A command that failed may have frozen the device's queue, which stops every
     /// other user of the device too: the driver that sent it lets it go again.
     pub fn release_frozen(&mut self, held: &mut Held<'_>) {
         let hdr = self.hdr_mut();
@@ -496,13 +591,69 @@ impl Ccb {
     }
 }
 
+/// Bytes of sense data that a CCB has room for.
+const SENSE: u8 = size_of::<sys::scsi_sense_data>() as u8;
+/// `ata_cmd.flags` that there are.
+const ATA_COMMAND: u8 = (sys::CAM_ATAIO_48BIT
+    | sys::CAM_ATAIO_FPDMA
+    | sys::CAM_ATAIO_CONTROL
+    | sys::CAM_ATAIO_NEEDRESULT
+    | sys::CAM_ATAIO_DMA) as u8;
+/// `ccb_ataio.ata_flags` that there are.
+const ATA_FLAGS: u8 = (sys::ATA_FLAG_AUX | sys::ATA_FLAG_ICC) as u8;
+
 /// The parts of a user's CCB that the kernel replaces on its way.
 pub struct Saved {
     hdr: sys::ccb_hdr,
-    pointers: [*mut u8; 2],
-    segments: u16,
-    /// The CDB, or an NVMe command's addresses.
-    inline: [u8; 24],
+    /// What [`each_input`] names, one behind the other.
+    kept: MaybeUninit<[u8; KEPT]>,
+}
+
+/// The most bytes that an opcode's inputs have: an NVMe command's.
+const KEPT: usize = 88;
+
+/// Names the parts of an opcode's payload that are the user's to say and that
+/// [`Ccb::build`] or CAM may change: where each is kept, where it is in the CCB,
+/// and its bytes. The lengths are constants, so that each is a move or two.
+#[inline(always)]
+fn each_input(func_code: sys::xpt_opcode, mut each: impl FnMut(usize, usize, usize)) {
+    macro_rules! inputs {
+        ($ccb:ident: $($from:ident .. $to:expr),*) => {{
+            let mut _at = 0;
+            $(
+                let (from, to) = const { (core::mem::offset_of!(sys::$ccb, $from), $to) };
+                each(_at, from, to - from);
+                _at += to - from;
+            )*
+            const {
+                assert!(0 $(+ $to - core::mem::offset_of!(sys::$ccb, $from))* <= KEPT);
+            }
+        }};
+    }
+    use core::mem::offset_of;
+    match func_code {
+        sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => inputs!(ccb_scsiio:
+            next_ccb .. offset_of!(sys::ccb_scsiio, sense_data),
+            sglist_cnt .. offset_of!(sys::ccb_scsiio, scsi_status),
+            cdb_io .. offset_of!(sys::ccb_scsiio, tag_action)),
+        sys::XPT_ATA_IO => inputs!(ccb_ataio:
+            next_ccb .. offset_of!(sys::ccb_ataio, res),
+            data_ptr .. offset_of!(sys::ccb_ataio, resid),
+            ata_flags .. offset_of!(sys::ccb_ataio, icc)),
+        sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => inputs!(ccb_nvmeio:
+            next_ccb .. offset_of!(sys::ccb_nvmeio, cpl),
+            data_ptr .. offset_of!(sys::ccb_nvmeio, unused)),
+        sys::XPT_SMP_IO => inputs!(ccb_smpio:
+            smp_request .. size_of::<sys::ccb_smpio>()),
+        sys::XPT_DEV_ADVINFO => inputs!(ccb_dev_advinfo:
+            flags .. offset_of!(sys::ccb_dev_advinfo, provsiz),
+            buf .. size_of::<sys::ccb_dev_advinfo>()),
+        sys::XPT_REL_SIMQ => inputs!(ccb_relsim:
+            release_flags .. offset_of!(sys::ccb_relsim, qfrozen_cnt)),
+        sys::XPT_ABORT => inputs!(ccb_abort:
+            abort_ccb .. size_of::<sys::ccb_abort>()),
+        _ => {}
+    }
 }
 
 impl Saved {
@@ -521,51 +672,6 @@ unsafe impl Sync for Saved {}
 /// lock held, by [`Held::release_ccb`], on every path.
 #[must_use = "a CCB from CAM is given back with Held::release_ccb"]
 pub struct StartCcb(NonNull<Ccb>);
-
-/// The CCB with which a request is under way. It changes, and means
-/// something, with the device lock held only.
-pub struct Sent(AtomicPtr<sys::ccb>);
-
-impl Sent {
-    /// Not under way.
-    pub const fn none() -> Self {
-        Sent(AtomicPtr::new(core::ptr::null_mut()))
-    }
-
-    /// `ccb` is about to be sent.
-    pub fn set(&self, ccb: &Ccb, _held: &mut Held<'_>) {
-        let ccb = (&raw const ccb.0).cast_mut();
-        self.0.store(ccb, Ordering::Relaxed);
-    }
-
-    /// The CCB has come back for good.
-    pub fn clear(&self, _held: &mut Held<'_>) {
-        self.0.store(core::ptr::null_mut(), Ordering::Relaxed);
-    }
-
-    /// The CCB, if it is under way, for as long as the lock stays held.
-    pub fn get<'h>(&self, _held: &'h Held<'_>) -> Option<UnderWay<'h>> {
-        let ccb = NonNull::new(self.0.load(Ordering::Relaxed))?;
-        Some(UnderWay(ccb, PhantomData))
-    }
-}
-
-/// A CCB that CAM has.
-pub struct UnderWay<'h>(NonNull<sys::ccb>, PhantomData<&'h ()>);
-
-impl UnderWay<'_> {
-    /// XPT_ABORT, with `ccb`. It may not be answered yet on return: the CCB is
-    /// the SIM's until [`wait_answered`](Ccb::wait_answered) returns.
-    pub fn abort(self, ccb: &mut Ccb) {
-        // SAFETY: the CCB under way is not freed before Sent::clear(), in
-        // the same hold of the device lock, and that is held. The abort CCB is
-        // set up for this periph.
-        unsafe {
-            ccb.0.cab.abort_ccb = self.0.as_ptr();
-            sys::xpt_action(ccb.as_ptr());
-        }
-    }
-}
 
 /// What a completion does when cam_periph_error() was asked.
 pub enum Recovery {

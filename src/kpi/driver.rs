@@ -1,13 +1,13 @@
 //! CAM peripheral drivers: registration, and the events that tell of devices.
 
 use super::{
-    errno::{Result, check},
+    errno::{EINTR, Result, check},
     mutex::{mtx_lock, mtx_unlock},
     periph::{PeriphRef, cam_status},
 };
 use core::{
     cell::UnsafeCell,
-    ffi::{CStr, c_void},
+    ffi::{CStr, c_int, c_void},
     sync::atomic::{AtomicU64, Ordering},
 };
 use sys_bindings as sys;
@@ -311,6 +311,29 @@ pub unsafe fn default_async(
     // SAFETY: CAM calls with the device lock held and the periph alive.
     unsafe { sys::cam_periph_async(arg.cast(), code, path, data) };
 }
+
+/// pause(9) for some milliseconds, or until a signal comes.
+///
+/// # Errors
+/// `EINTR`: a signal came, or had come already.
+pub fn pause_ms_or_signal(ms: u64) -> Result {
+    // SAFETY: sleeps; called where that is allowed.
+    let error = unsafe {
+        sys::pause_sbt(
+            c"qpass".as_ptr(),
+            (ms * sys::QPC_SBT_1MS) as i64,
+            0,
+            sys::C_CATCH as c_int,
+        )
+    };
+    match error {
+        // The time is over.
+        0 | EWOULDBLOCK => Ok(()),
+        _ => Err(EINTR),
+    }
+}
+
+const EWOULDBLOCK: c_int = sys::EWOULDBLOCK as c_int;
 
 /// pause(9) for some milliseconds.
 pub fn pause_ms(ms: u64) {

@@ -141,15 +141,30 @@ impl<E: Entry> Fifo<E> {
         taken
     }
 
-    /// Takes out the first entry that `wanted` picks.
+    /// Takes out the first entry that `wanted` picks, and looks no further.
     pub fn take_first(&mut self, wanted: impl Fn(&E) -> bool) -> Option<E> {
-        let mut found = false;
-        let mut first = self.take_if(|entry| {
-            let is_first = !found && wanted(entry);
-            found |= is_first;
-            is_first
-        });
-        first.pop()
+        let (mut before, mut at) = (None, self.head);
+        while let Some(node) = at {
+            // SAFETY: queued nodes are the queue's; one that is not wanted is given
+            // back whole, by not being dropped, and one that is leaves the queue.
+            unsafe {
+                let next = (*E::link(node)).0;
+                let entry = ManuallyDrop::new(E::from_raw(node));
+                if wanted(&entry) {
+                    match before {
+                        Some(before) => (*E::link(before)).0 = next,
+                        None => self.head = next,
+                    }
+                    if next.is_none() {
+                        self.tail = before;
+                    }
+                    self.len -= 1;
+                    return Some(ManuallyDrop::into_inner(entry));
+                }
+                (before, at) = (Some(node), next);
+            }
+        }
+        None
     }
 
     /// Puts all of `last` behind what is there.

@@ -12,6 +12,8 @@ pub mod list;
 pub mod time;
 
 #[cfg(not(test))]
+pub mod abort;
+#[cfg(not(test))]
 pub mod alloc;
 #[cfg(not(test))]
 pub mod ccb;

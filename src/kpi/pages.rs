@@ -21,8 +21,8 @@ pub enum Access {
     Write,
 }
 
-/// Pages that are held, as one run of data. Dropping it lets them go; no lock
-/// may be held then.
+/// Pages that are held, as one run of data. Dropping it lets them go, as
+/// [`let_go`](HeldPages::let_go) does, where the device has not had them.
 ///
 /// # Invariants
 /// `memory` has a bio in its first `BIO` words and a page's address in each
@@ -31,6 +31,7 @@ pub enum Access {
 pub struct HeldPages {
     memory: KVec<u64>,
     held: usize,
+    access: Access,
 }
 
 /// Words of a struct bio.
@@ -65,6 +66,7 @@ impl HeldPages {
         let mut this = HeldPages {
             memory: KVec::zeroed(BIO + pages),
             held: 0,
+            access,
         };
         let protection = match access {
             Access::Read => sys::QPC_VM_PROT_READ,
@@ -141,9 +143,65 @@ impl HeldPages {
     }
 }
 
+impl HeldPages {
+    /// The device is through with them: lets them go. Those that it may have
+    /// written are marked as changed; when they were held they were, but the page
+    /// may have been written to its file or to swap since, before the device wrote.
+    ///
+    /// Does not sleep; the device lock may be held. Page locks are taken after it.
+    pub fn let_go(&mut self) {
+        if self.access == Access::Write {
+            let (list, n) = (self.list(), self.held as c_int);
+            // SAFETY: so many are held.
+            unsafe {
+                let mut i = qpass_clean_page(list, 0, n);
+                while i < n {
+                    dirty(*list.add(i as usize));
+                    i = qpass_clean_page(list, i + 1, n);
+                }
+            }
+        }
+        self.release();
+    }
+
+    fn release(&mut self) {
+        // SAFETY: so many are held, once each, and none after this.
+        unsafe { sys::vm_page_unhold_pages(self.list(), self.held as c_int) };
+        self.held = 0;
+    }
+}
+
+unsafe extern "C" {
+    /// In kmod/shim.c: the struct's layout is the kernel's.
+    fn qpass_clean_page(pages: *mut sys::vm_page_t, i: c_int, n: c_int) -> c_int;
+}
+
+/// Tries to keep a page from being changed under us, before it is taken as it is.
+const TRIES: u32 = 100;
+
+/// vm_page_dirty(9), for a page that is still somebody's and whole: one that its
+/// file was cut short of, or whose process has ended, has nothing to be kept.
+///
+/// # Safety
+/// The page is held.
+unsafe fn dirty(page: sys::vm_page_t) {
+    // SAFETY: the caller's promise. While it is busy, the page is not taken from
+    // its object or made invalid.
+    unsafe {
+        let is_busy = (0..TRIES).any(|_| sys::vm_page_trysbusy(page) != 0);
+        if sys::vm_page_is_valid(page, 0, sys::PAGE_SIZE as c_int) != 0 {
+            sys::vm_page_dirty_KBI(page);
+        }
+        if is_busy {
+            sys::vm_page_sunbusy(page);
+        }
+    }
+}
+
 impl Drop for HeldPages {
     fn drop(&mut self) {
-        // SAFETY: so many are held, once each.
-        unsafe { sys::vm_page_unhold_pages(self.list(), self.held as c_int) };
+        if self.held != 0 {
+            self.release();
+        }
     }
 }

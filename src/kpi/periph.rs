@@ -7,6 +7,7 @@ use super::{
     errno::{ENXIO, Errno, Result, check},
     mutex::{mtx_lock, mtx_unlock},
 };
+use crate::nvme;
 use core::{
     any::TypeId,
     cell::UnsafeCell,
@@ -104,6 +105,16 @@ impl Periph {
         check(unsafe { sys::cam_periph_acquire(self.0.get()) }).map_err(|_| ENXIO)?;
         // SAFETY: not null.
         Ok(PeriphRef(unsafe { NonNull::new_unchecked(self.0.get()) }))
+    }
+
+    /// cam_periph_doacquire(9): one more reference, also where the device is going,
+    /// besides the one that the caller's borrow comes with.
+    pub fn reference(&self) -> PeriphRef {
+        // SAFETY: alive, for the caller has a reference.
+        unsafe {
+            sys::cam_periph_doacquire(self.0.get());
+            PeriphRef(NonNull::new_unchecked(self.0.get()))
+        }
     }
 
     /// Takes the device lock.
@@ -223,7 +234,12 @@ impl Held<'_> {
                 call.data(),
                 Some(error_routine),
             )
-        })
+        })?;
+        // What comes back is a copy of a CCB of CAM's own, addresses and all.
+        if let Some(ccb) = call.ccb() {
+            ccb.leave_outcome();
+        }
+        Ok(())
     }
 
     /// xpt_release_ccb(9); may call the start routine with the freed slot.
@@ -256,6 +272,37 @@ impl Held<'_> {
         u32::try_from(stats.dev_openings.saturating_add(stats.dev_active)).unwrap_or(0)
     }
 
+    /// Waits until a SIM that was in a function of its own under its lock has left
+    /// it: XPT_PATH_INQ takes that lock, and gives it back. With a CCB kept for
+    /// that.
+    pub fn sim_barrier(&mut self, ccb: &mut Ccb) {
+        ccb.hdr_mut().func_code = sys::XPT_PATH_INQ;
+        ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, self);
+        self.action(ccb);
+    }
+
+    /// XPT_DEV_ADVINFO of the namespace's Identify data, as nvme(4) read it last,
+    /// with a CCB kept for that. `false`: the device has none.
+    pub fn nvme_identify(&mut self, ccb: &mut Ccb, to: &mut [u8; nvme::IDENTIFY]) -> bool {
+        ccb.hdr_mut().func_code = sys::XPT_DEV_ADVINFO;
+        ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, self);
+        // SAFETY: plain data; the buffer is as long as is said, and CAM fills it
+        // before it returns.
+        let (status, given) = unsafe {
+            let cdai = &raw mut (*ccb.as_ptr()).cdai;
+            (*cdai).ccb_h.flags = sys::CAM_DIR_IN;
+            (*cdai).flags = sys::CDAI_FLAG_NONE;
+            (*cdai).buftype = sys::CDAI_TYPE_NVME_NS;
+            (*cdai).bufsiz = to.len() as _;
+            (*cdai).provsiz = 0;
+            (*cdai).buf = to.as_mut_ptr();
+            sys::xpt_action(ccb.as_ptr());
+            (*cdai).buf = core::ptr::null_mut();
+            ((*cdai).ccb_h.status, (*cdai).provsiz)
+        };
+        status & sys::CAM_STATUS_MASK == sys::CAM_REQ_CMP && given as usize >= to.len()
+    }
+
     /// The path inquiry: the SIM's `maxio` and capabilities.
     pub fn path_inq(&mut self) -> PathInq {
         let mut ccb = Ccb::zeroed();
@@ -280,6 +327,11 @@ impl Held<'_> {
             maxio: cpi.maxio,
             unmapped: cpi.hba_misc & sys::PIM_UNMAPPED != 0,
             ata: matches!(cpi.transport, sys::XPORT_ATA | sys::XPORT_SATA),
+            nvme: cpi.protocol == sys::PROTO_NVME,
+            lun: cpi.ccb_h.target_lun,
+            // iscsi(4) answers no XPT_ABORT, and keeps none (iscsi_action_abort(),
+            // the same in 14.2 and 15.0).
+            forgets_aborts: cpi.dev_name.map(|c| c as u8).starts_with(b"iscsi\0"),
         }
     }
 
@@ -357,6 +409,12 @@ pub struct PathInq {
     pub unmapped: bool,
     /// The bus is ATA's, or SATA.
     pub ata: bool,
+    /// The device is an NVMe namespace.
+    pub nvme: bool,
+    /// The device's LUN, which is an NVMe device's namespace.
+    pub lun: u64,
+    /// The SIM does not answer XPT_ABORT, and has let the CCB go when it returns.
+    pub forgets_aborts: bool,
 }
 
 /// Data guarded by the CAM device lock of one periph.

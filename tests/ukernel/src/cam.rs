@@ -1172,6 +1172,11 @@ pub(crate) unsafe extern "C" fn cam_periph_acquire(periph: *mut sys::cam_periph)
     }
 }
 
+pub(crate) unsafe extern "C" fn cam_periph_doacquire(periph: *mut sys::cam_periph) {
+    // SAFETY: the caller's reference.
+    unsafe { doacquire(periph) };
+}
+
 unsafe fn doacquire(periph: *mut sys::cam_periph) {
     // SAFETY: as above.
     unsafe {

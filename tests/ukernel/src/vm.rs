@@ -13,11 +13,21 @@ use std::{
 
 const PAGE: usize = sys::PAGE_SIZE as usize;
 
-/// A `struct vm_page`.
+/// A `struct vm_page`, of which the module reads which blocks are dirty, and
+/// what stands behind it.
+#[repr(C)]
 struct Page {
+    raw: [u8; sys::QPC_VM_PAGE_SIZE as usize],
     address: usize,
     writable: bool,
     holds: usize,
+    busy: usize,
+}
+
+impl Page {
+    fn set_dirty(&mut self, dirty: bool) {
+        self.raw[sys::QPC_VM_PAGE_DIRTY as usize] = if dirty { u8::MAX } else { 0 };
+    }
 }
 
 #[derive(Default)]
@@ -52,9 +62,13 @@ pub fn is_dirty(at: usize) -> bool {
 /// afterwards.
 pub fn msync(at: usize, len: usize) {
     let mut pages = PAGES.lock().unwrap();
-    pages
-        .dirty
-        .retain(|page| !(at / PAGE * PAGE..at + len).contains(page));
+    let range = at / PAGE * PAGE..at + len;
+    pages.dirty.retain(|page| !range.contains(page));
+    for page in pages.held.values_mut() {
+        if range.contains(&page.address) {
+            page.set_dirty(false);
+        }
+    }
 }
 
 pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
@@ -91,11 +105,14 @@ pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
     for (i, number) in (first..last).enumerate() {
         let address = number * PAGE;
         let known = pages.by_address.get(&address).copied();
+        let was_dirty = pages.dirty.contains(&address);
         let id = known.unwrap_or_else(|| {
             let page = Box::new(Page {
+                raw: [0; sys::QPC_VM_PAGE_SIZE as usize],
                 address,
                 writable: false,
                 holds: 0,
+                busy: 0,
             });
             let id = &raw const *page as usize;
             pages.held.insert(id, page);
@@ -105,6 +122,7 @@ pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
         let page = pages.held.get_mut(&id).expect("just found");
         page.holds += 1;
         page.writable |= writable;
+        page.set_dirty(was_dirty || writable);
         if writable {
             // Now, as the hardware will not do it when the device writes.
             pages.dirty.insert(address);
@@ -117,7 +135,7 @@ pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
 }
 
 pub(crate) unsafe extern "C" fn vm_page_unhold_pages(list: *mut sys::vm_page_t, count: c_int) {
-    crate::lock::holds_none_but(core::ptr::null_mut(), "vm_page_unhold_pages");
+    // vm_page_unwire() takes page queue mutexes at most: any mutex may be held.
     let mut pages = PAGES.lock().unwrap();
     for i in 0..count as usize {
         // SAFETY: the caller's list is that long.
@@ -128,6 +146,10 @@ pub(crate) unsafe extern "C" fn vm_page_unhold_pages(list: *mut sys::vm_page_t, 
         };
         page.holds -= 1;
         if page.holds == 0 {
+            if page.busy != 0 {
+                drop(pages);
+                broken("vm_page_unhold_pages of a page that is busy");
+            }
             let address = page.address;
             pages.held.remove(&id);
             pages.by_address.remove(&address);
@@ -148,11 +170,47 @@ pub(crate) unsafe extern "C" fn vm_page_unhold_pages(list: *mut sys::vm_page_t, 
 #[expect(non_snake_case, reason = "the name that the kernel exports")]
 pub(crate) unsafe extern "C" fn vm_page_dirty_KBI(page: sys::vm_page_t) {
     let mut pages = PAGES.lock().unwrap();
-    let Some(address) = pages.held.get(&(page as usize)).map(|page| page.address) else {
+    let Some(page) = pages.held.get_mut(&(page as usize)) else {
         drop(pages);
         broken("vm_page_dirty of a page that is not held");
     };
+    page.set_dirty(true);
+    let address = page.address;
     pages.dirty.insert(address);
+}
+
+/// vm_page_trysbusy(): nobody but the module makes a page busy here. A page that
+/// is busy must be let go again before it is unheld.
+pub(crate) unsafe extern "C" fn vm_page_trysbusy(page: sys::vm_page_t) -> c_int {
+    let mut pages = PAGES.lock().unwrap();
+    let Some(page) = pages.held.get_mut(&(page as usize)) else {
+        drop(pages);
+        broken("vm_page_trysbusy of a page that is not held");
+    };
+    page.busy += 1;
+    1
+}
+
+/// vm_page_sunbusy().
+pub(crate) unsafe extern "C" fn vm_page_sunbusy(page: sys::vm_page_t) {
+    let mut pages = PAGES.lock().unwrap();
+    match pages.held.get_mut(&(page as usize)) {
+        Some(page) if page.busy != 0 => page.busy -= 1,
+        _ => {
+            drop(pages);
+            broken("vm_page_sunbusy of a page that is not busy");
+        }
+    }
+}
+
+/// vm_page_is_valid(): a process's page is, until its file is cut short.
+pub(crate) unsafe extern "C" fn vm_page_is_valid(
+    page: sys::vm_page_t,
+    _base: c_int,
+    _size: c_int,
+) -> c_int {
+    let pages = PAGES.lock().unwrap();
+    c_int::from(pages.held.contains_key(&(page as usize)))
 }
 
 fn any_held(by_address: &HashMap<usize, usize>, at: usize, len: usize) -> bool {

@@ -271,8 +271,7 @@ fn cancel_of_all_leaves_other_opens_alone() {
     machine.unload(module);
 }
 
-/// The CCB of an ATA command has no place for the list that a longer transfer
-/// is: what is told is what is taken.
+/// What is told is what is taken, in pages or as a copy.
 fn info_of_an_ata_device_says_what_its_commands_may_move() {
     for unmapped in [false, true] {
         let (mut machine, module) = boot(Config {
@@ -283,7 +282,7 @@ fn info_of_an_ata_device_says_what_its_commands_may_move() {
         });
         let fd = machine.open(NODE, RDWR).expect("open");
         let maxio = info(&mut machine, fd).expect("info").maxio;
-        assert_eq!(maxio, 1 << 20);
+        assert_eq!(maxio, 3 << 20);
         for (len, taken) in [(maxio, Ok(())), (maxio + 512, Err(EINVAL))] {
             let mut command = Command::new(&mut machine, len as usize);
             let data = command.data.address();

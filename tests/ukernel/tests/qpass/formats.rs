@@ -382,7 +382,6 @@ fn whatever_has_no_data_is_answered_at_once() {
         (sys::XPT_REL_SIMQ, sys::CAM_REQ_CMP),
         (sys::XPT_GET_SIM_KNOB, sys::CAM_REQ_INVALID),
         (sys::XPT_SET_SIM_KNOB, sys::CAM_REQ_INVALID),
-        (sys::XPT_EN_LUN, sys::CAM_REQ_INVALID),
         (sys::XPT_NOTIFY_ACK, sys::CAM_REQ_INVALID),
     ] {
         for synchronous in [false, true] {

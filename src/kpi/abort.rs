@@ -1,0 +1,273 @@
+//! XPT_ABORT: what CAM has of a CCB, and the CCB that aborts it.
+//!
+//! CAM takes the opcode for an immediate one, but a SIM that sends a task
+//! management function for it (virtio_scsi(4)) writes the status when that is
+//! answered, and tells nobody; iscsi(4) never writes it. Until it is written the
+//! CCB may be the SIM's: it is never freed before.
+
+use super::{
+    alloc::KBox,
+    ccb::{Ccb, DoneFn, OwnCcb},
+    periph::{Held, PeriphRef},
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull,
+    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
+};
+use sys_bindings as sys;
+
+/// The CCB with which a request is under way. It changes, and means
+/// something, with the device lock held only.
+pub struct Sent(AtomicPtr<sys::ccb>);
+
+impl Sent {
+    /// Not under way.
+    pub const fn none() -> Self {
+        Sent(AtomicPtr::new(core::ptr::null_mut()))
+    }
+
+    /// `ccb` is about to be sent.
+    pub fn set(&self, ccb: &Ccb, _held: &mut Held<'_>) {
+        let ccb = (&raw const *ccb).cast_mut().cast();
+        self.0.store(ccb, Ordering::Relaxed);
+    }
+
+    /// The CCB has come back for good.
+    pub fn clear(&self, _held: &mut Held<'_>) {
+        self.0.store(core::ptr::null_mut(), Ordering::Relaxed);
+    }
+
+    /// The CCB, if it is under way, for as long as the lock stays held.
+    pub fn get<'h>(&self, _held: &'h Held<'_>) -> Option<UnderWay<'h>> {
+        let ccb = NonNull::new(self.0.load(Ordering::Relaxed))?;
+        Some(UnderWay(ccb, PhantomData))
+    }
+}
+
+/// A CCB that CAM has.
+pub struct UnderWay<'h>(NonNull<sys::ccb>, PhantomData<&'h ()>);
+
+/// Where a CCB is that CAM has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In CAM's queue, or the SIM has it: XPT_ABORT reaches it.
+    Reachable,
+    /// CAM has taken it off its queue, and the SIM has not said that it has it:
+    /// it would look for its own record of it and follow what is no pointer.
+    Between,
+    /// CAM uses it for a command of its own (TEST UNIT READY, START STOP UNIT), by
+    /// which it tries to recover from the command's error; it means to send the
+    /// command again after that.
+    Recovering,
+}
+
+impl UnderWay<'_> {
+    /// Where it is. `done` is what it was sent with.
+    pub fn place(&self, done: DoneFn) -> Place {
+        // SAFETY: the CCB under way is not freed before Sent::clear(), in the same
+        // hold of the device lock, and that is held. CAM and the SIM write these
+        // words whole.
+        let (back, index, status) = unsafe {
+            let hdr = &raw mut (*self.0.as_ptr()).ccb_h;
+            (
+                (&raw const (*hdr).cbfcnp).read_volatile(),
+                (&raw const (*hdr).pinfo.index).read_volatile(),
+                AtomicU32::from_ptr(&raw mut (*hdr).status).load(Ordering::Acquire),
+            )
+        };
+        if back.is_some_and(|back| !core::ptr::fn_addr_eq(back, done)) {
+            Place::Recovering
+        } else if index == sys::CAM_ACTIVE_INDEX && status & sys::CAM_SIM_QUEUED == 0 {
+            Place::Between
+        } else {
+            Place::Reachable
+        }
+    }
+
+    /// Has what CAM means to send again be a TEST UNIT READY, which changes and
+    /// moves nothing: it is how the command ends. [`Place::Recovering`] only.
+    ///
+    /// cam_periph_error() has copied the CCB and left the copy's address in
+    /// `ppriv_ptr0`; camperiphdone() copies it back and sends it (cam_periph.c, the
+    /// same in 14.2 and 15.0). Each error of a recovery may have begun another.
+    pub fn defuse(&self, done: DoneFn) {
+        let is_own = |back: Option<DoneFn>| back.is_none_or(|b| core::ptr::fn_addr_eq(b, done));
+        let mut ccb = self.0.as_ptr();
+        // SAFETY: as in place(); the device lock, under which CAM makes and frees
+        // copies, is held, and every copy that is not the last has the next one's
+        // address.
+        unsafe {
+            while !is_own((*ccb).ccb_h.cbfcnp) {
+                let copy = (*ccb).ccb_h.periph_priv.entries[0].ptr.cast::<sys::ccb>();
+                if copy.is_null() {
+                    return;
+                }
+                ccb = copy;
+            }
+            if ccb == self.0.as_ptr() || (*ccb).ccb_h.func_code != sys::XPT_SCSI_IO {
+                return;
+            }
+            let io = &mut (*ccb).csio;
+            let flags = &mut io.ccb_h.flags;
+            *flags = *flags & !(sys::CAM_DIR_MASK | sys::CAM_DATA_MASK) | sys::CAM_DIR_NONE;
+            (io.data_ptr, io.dxfer_len, io.sglist_cnt) = (core::ptr::null_mut(), 0, 0);
+            io.cdb_io.cdb_bytes = [0; sys::IOCDBLEN as usize];
+            io.cdb_len = 6;
+            io.ccb_h.retry_count = 0;
+        }
+    }
+}
+
+/// A CCB for XPT_ABORT.
+///
+/// # Invariants
+/// The CCB is this value's alone, or it was sent and is unanswered: then only its
+/// status is read, and it is not freed.
+pub struct AbortCcb {
+    ccb: NonNull<sys::ccb>,
+    /// It was sent, and its answer was not seen.
+    is_out: bool,
+}
+
+// SAFETY: owns its CCB, or only reads a word of it that the SIM writes whole.
+unsafe impl Send for AbortCcb {}
+
+impl AbortCcb {
+    /// Allocates; sleeps.
+    pub fn alloc() -> Self {
+        // SAFETY: allocates with M_WAITOK and zeroes.
+        let ccb = unsafe { sys::xpt_alloc_ccb() };
+        AbortCcb {
+            ccb: NonNull::new(ccb).expect("M_WAITOK CCB"),
+            is_out: false,
+        }
+    }
+
+    /// Asks CAM to abort a CCB that it [can reach](Place::Reachable).
+    pub fn send(&mut self, target: &UnderWay<'_>, held: &Held<'_>) {
+        assert!(!self.is_out, "an abort CCB that is under way");
+        self.is_out = true;
+        // SAFETY: ours until it is sent; set up for this periph, the device lock
+        // held; the target stays until the lock is given back, and after that only
+        // the SIM, which knows its own commands, looks for it.
+        unsafe {
+            let ccb = self.ccb.as_ptr();
+            (*ccb).ccb_h.func_code = sys::XPT_ABORT;
+            sys::xpt_setup_ccb_flags(
+                &raw mut (*ccb).ccb_h,
+                held.periph().path(),
+                sys::QPC_CAM_PRIORITY_NORMAL,
+                0,
+            );
+            (*ccb).cab.abort_ccb = target.0.as_ptr();
+            sys::xpt_action(ccb);
+        }
+    }
+
+    /// The answer, if there is one. The SIM may still be about to leave the
+    /// function that wrote it: see [`Held::sim_barrier`].
+    pub fn answer(&self) -> Option<sys::cam_status> {
+        // SAFETY: the status of a CCB that is alive; the SIM writes it whole.
+        let status = unsafe { AtomicU32::from_ptr(&raw mut (*self.ccb.as_ptr()).ccb_h.status) };
+        let status = status.load(Ordering::Acquire) & sys::CAM_STATUS_MASK;
+        (status != sys::CAM_REQ_INPROG).then_some(status)
+    }
+
+    /// It is this value's again: answered, and the SIM has left it; or the SIM is
+    /// known not to keep it.
+    pub fn take_back(&mut self) {
+        self.is_out = false;
+    }
+
+    /// Whether the SIM may still have it.
+    pub fn is_out(&self) -> bool {
+        self.is_out
+    }
+}
+
+impl Drop for AbortCcb {
+    fn drop(&mut self) {
+        // What the SIM may still write is not freed: Kept keeps it, and what comes
+        // here all the same is lost.
+        if !self.is_out {
+            // SAFETY: ours, from xpt_alloc_ccb().
+            unsafe { sys::xpt_free_ccb(self.ccb.as_ptr()) };
+        }
+    }
+}
+
+/// Abort CCBs that SIMs have not answered, each with the periph whose path it
+/// names. A stack; it needs no lock and no set-up.
+static KEPT: AtomicPtr<Keep> = AtomicPtr::new(core::ptr::null_mut());
+/// How many there are.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+struct Keep {
+    ccb: AbortCcb,
+    periph: PeriphRef,
+    next: *mut Keep,
+}
+
+/// The most abort CCBs that all SIMs together may owe an answer for: past it none
+/// is sent, so that who cancels in a loop cannot have the kernel's memory.
+const MOST_KEPT: u32 = 256;
+
+/// Whether no more can be kept.
+pub fn is_kept_full() -> bool {
+    COUNT.load(Ordering::Relaxed) >= MOST_KEPT
+}
+
+/// How many abort CCBs SIMs have not answered.
+pub fn kept() -> u32 {
+    COUNT.load(Ordering::Relaxed)
+}
+
+/// Keeps an unanswered CCB, and the periph, until it is answered. Sleeps.
+pub fn keep(ccb: AbortCcb, periph: PeriphRef) {
+    COUNT.fetch_add(1, Ordering::Relaxed);
+    let keep = KBox::new(Keep {
+        ccb,
+        periph,
+        next: core::ptr::null_mut(),
+    });
+    push(keep.into_raw().cast());
+}
+
+fn push(keep: *mut Keep) {
+    let mut head = KEPT.load(Ordering::Relaxed);
+    loop {
+        // SAFETY: ours until the exchange succeeds.
+        unsafe { (*keep).next = head };
+        match KEPT.compare_exchange_weak(head, keep, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(now) => head = now,
+        }
+    }
+}
+
+/// Frees what has been answered since. Sleeps.
+pub fn sweep() {
+    if kept() == 0 {
+        return;
+    }
+    let mut own = OwnCcb::alloc();
+    let mut at = KEPT.swap(core::ptr::null_mut(), Ordering::AcqRel);
+    while !at.is_null() {
+        // SAFETY: the whole stack was taken: each is ours, once.
+        let keep = unsafe { KBox::<Keep>::from_raw(at.cast()) };
+        at = keep.next;
+        if keep.ccb.answer().is_none() {
+            push(keep.into_raw().cast());
+            continue;
+        }
+        let Keep {
+            mut ccb, periph, ..
+        } = keep.into_inner();
+        periph.lock().sim_barrier(own.ccb_mut());
+        ccb.take_back();
+        COUNT.fetch_sub(1, Ordering::Relaxed);
+        drop(ccb);
+        drop(periph);
+    }
+}
