@@ -9,14 +9,19 @@
 //! | `mod` | devices, paths, events, xpt_action(9), periphs, ioctls |
 //! | `queue` | the send queues: freezes, openings, high power |
 //! | `error` | cam_periph_error(9) and its recovery |
+//! | `dev_match` | XPT_DEV_MATCH in steps, by another process |
 //! | `neighbour` | a periph like da(4) on every device |
 //! | `noise` | what others print because of the module |
+//! | `script` | a SIM that ends commands as a test says |
 
+mod dev_match;
 mod error;
 mod neighbour;
 mod noise;
 mod queue;
+mod script;
 
+pub use dev_match::{Step, Walk, step_in_destructor, stepped};
 pub(crate) use error::{cam_periph_error, cam_release_devq};
 pub use neighbour::{all_neighbours_read, neighbour_reads};
 pub use noise::{Noise, take_noise};
@@ -24,6 +29,7 @@ pub use queue::{
     Counts, counts, follow_sim_priv, freeze, freeze_simq, hold_door, last_sent, limit_sim,
     open_door, release_simq, unfreeze, wait_at_door,
 };
+pub use script::{Ending, Scripted};
 
 use crate::{
     count,
@@ -126,6 +132,8 @@ struct State {
     configured: bool,
     listeners: Vec<Listener>,
     periphs: Vec<usize>,
+    /// Of `periphs`: how often it has changed.
+    generation: u32,
     /// Periphs of drivers that this kernel has by name only, as `("da", 0)`.
     named: Vec<(String, u32)>,
     physpath: Vec<u8>,
@@ -1144,23 +1152,29 @@ pub(crate) unsafe extern "C" fn cam_periph_alloc(
         xpt_lock_buses();
         insert_unit(driver, periph);
         xpt_unlock_buses();
-        device.state.lock().unwrap().periphs.push(periph as usize);
+        list(&device, periph, true);
 
         let status = ctor.expect("a constructor")(periph, arg);
         mtx_assert_owned(device.mtx, "return from a periph constructor");
         if status != sys::CAM_REQ_CMP {
-            device
-                .state
-                .lock()
-                .unwrap()
-                .periphs
-                .retain(|p| *p != periph as usize);
+            list(&device, periph, false);
             xpt_lock_buses();
             remove_unit(driver, periph);
             xpt_unlock_buses();
             free_periph(periph);
         }
         status
+    }
+}
+
+/// Puts a periph on its device's list or takes it off, which changes the list's
+/// generation.
+fn list(device: &Device, periph: *mut sys::cam_periph, is_on: bool) {
+    let mut state = device.state.lock().unwrap();
+    state.generation += 1;
+    state.periphs.retain(|p| *p != periph as usize);
+    if is_on {
+        state.periphs.push(periph as usize);
     }
 }
 
@@ -1267,9 +1281,13 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
         if (*periph).flags & sys::CAM_PERIPH_INVALID == 0 {
             broken("the last reference to a valid periph is released");
         }
+        if (*periph).flags & sys::CAM_PERIPH_FREE != 0 {
+            broken("a periph is freed twice: its destructor lets others at it");
+        }
         let driver = driver_named((*periph).periph_name);
         let device = of((*periph).path).device.clone();
         (*periph).flags |= sys::CAM_PERIPH_FREE;
+        dev_match::destructor_begins(periph);
         (*periph).periph_dtor.expect("a destructor")(periph);
         mtx_assert_owned(device.mtx, "return from a periph destructor");
         if device
@@ -1285,12 +1303,7 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
         xpt_lock_buses();
         remove_unit(driver, periph);
         xpt_unlock_buses();
-        device
-            .state
-            .lock()
-            .unwrap()
-            .periphs
-            .retain(|p| *p != periph as usize);
+        list(&device, periph, false);
         if (*periph).flags & sys::CAM_PERIPH_NEW_DEV_FOUND != 0 {
             let mut cgd = getdev(&device);
             (*periph).deferred_callback.expect("a callback")(
@@ -1574,6 +1587,18 @@ pub(crate) unsafe extern "C" fn cam_periph_ioctl(
                 }
                 (*ccb).cgdl.unit_number = (*other).unit_number;
             }
+        }
+        // The whole CCB goes out, with the words of CAM and of the SIM in it
+        // (cam_periph.c, cam_periph_ioctl()).
+        let hdr = &raw mut (*ccb).ccb_h;
+        let word = (SIM_WORDS | 0x1000) as *mut c_void;
+        (*hdr).cbfcnp = Some(periph_done);
+        (*hdr).xpt_links.sle.sle_next = word.cast();
+        (*hdr).sim_links.sle.sle_next = word.cast();
+        (*hdr).periph_links.sle.sle_next = word.cast();
+        for i in 0..2 {
+            (*hdr).periph_priv.entries[i].ptr = word;
+            (*hdr).sim_priv.entries[i].ptr = word;
         }
         core::ptr::copy_nonoverlapping(ccb.cast::<u8>(), data.cast(), size_of::<sys::ccb>());
         xpt_release_ccb(ccb);
