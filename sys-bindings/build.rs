@@ -126,6 +126,7 @@ const VARIABLES: &[&str] = &[
     "XPT_FC_.*",
     "AC_.*",
     "SF_.*",
+    "RELSIM_.*",
     "SCSI_STATUS_.*",
     "SSD_.*",
     "PIM_.*",

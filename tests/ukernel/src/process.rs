@@ -263,10 +263,20 @@ impl Machine {
 }
 
 /// Unloads the module, waiting while commands of closed opens are under way.
+/// Before that, the other drivers of every device have their turn.
 ///
 /// # Panics
 /// When it is not unloaded within some seconds.
 pub fn unload(module: Module) {
+    cam::all_neighbours_read();
+    unload_of_stuck(module);
+}
+
+/// Unloads the module while a device answers nobody.
+///
+/// # Panics
+/// As [`unload`].
+pub fn unload_of_stuck(module: Module) {
     let mut module = Some(module);
     for _ in 0..2000 {
         match module.take().expect("one module").unload() {
@@ -281,9 +291,13 @@ pub fn unload(module: Module) {
     panic!("unload stays EBUSY");
 }
 
-/// The next machine finds the slot empty, and not the disk of this one.
+/// The next machine finds the slot empty, and not the disk of this one, which
+/// its own driver can still read.
 impl Drop for Machine {
     fn drop(&mut self) {
+        if !std::thread::panicking() {
+            cam::all_neighbours_read();
+        }
         if let Some((device, _)) = self.disk.take() {
             cam::detach(&device);
         }

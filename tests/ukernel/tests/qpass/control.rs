@@ -392,8 +392,7 @@ fn what_a_closed_open_left_behind_can_be_cancelled() {
     assert_eq!(answer, Ok([0, 1, 0, 0]));
     wait_until("it is gone", || sysctl::value("0.outstanding") == Some(0));
     machine.close(other);
-    // The disk is stuck still.
-    machine.unload(module);
+    ukernel::process::unload_of_stuck(module);
     machine.disk().unstick();
 }
 

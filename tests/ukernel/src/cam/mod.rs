@@ -3,6 +3,33 @@
 //!
 //! The order of calls and the locks held in them are those of FreeBSD 14.2,
 //! its periph driver list that ends one entry too late included.
+//!
+//! | file | part of CAM |
+//! | --- | --- |
+//! | `mod` | devices, paths, events, xpt_action(9), periphs, ioctls |
+//! | `queue` | the send queues: freezes, openings, high power |
+//! | `error` | cam_periph_error(9) and its recovery |
+//! | `dev_match` | XPT_DEV_MATCH in steps, by another process |
+//! | `neighbour` | a periph like da(4) on every device |
+//! | `noise` | what others print because of the module |
+//! | `script` | a SIM that ends commands as a test says |
+
+mod dev_match;
+mod error;
+mod neighbour;
+mod noise;
+mod queue;
+mod script;
+
+pub use dev_match::{Step, Walk, step_in_destructor, stepped};
+pub(crate) use error::{cam_periph_error, cam_release_devq};
+pub use neighbour::{all_neighbours_read, neighbour_reads};
+pub use noise::{Noise, take_noise};
+pub use queue::{
+    Counts, counts, follow_sim_priv, freeze, freeze_simq, hold_door, last_sent, limit_sim,
+    open_door, release_simq, unfreeze, wait_at_door,
+};
+pub use script::{Ending, Scripted};
 
 use crate::{
     count,
@@ -49,6 +76,15 @@ pub trait Sim: Send + Sync {
     }
     /// The device is pulled out: every command fails from now on.
     fn pull(&self);
+    /// Commands that the SIM takes at a time, of all its devices together.
+    fn sim_openings(&self) -> usize {
+        1 << 16
+    }
+    /// Makes the CCB, which is zeroes and a header, a read of the device's
+    /// first block into `block`.
+    fn build_read(&self, ccb: &mut sys::ccb, block: &mut [u8; 512]) {
+        neighbour::read_10(ccb, block);
+    }
 }
 
 /// What a path inquiry tells.
@@ -84,6 +120,12 @@ pub struct Device {
     pub id: (u32, u32, u64),
     mtx: *mut sys::mtx,
     sim: Option<Arc<dyn Sim>>,
+    /// The SIM's queue, which its other devices have too.
+    devq: Arc<queue::Devq>,
+    ccbq: Mutex<queue::Ccbq>,
+    door: queue::Door,
+    /// Paths that refer to it.
+    paths: AtomicU32,
     state: Mutex<State>,
     /// Of periphs, that are running.
     callbacks: AtomicU32,
@@ -98,14 +140,9 @@ unsafe impl Sync for Device {}
 struct State {
     configured: bool,
     listeners: Vec<Listener>,
-    /// CCBs that wait for the SIM: priority, order, address.
-    queue: Vec<(u32, u64, usize)>,
-    order: u64,
-    active: usize,
-    frozen: usize,
-    /// Releases by XPT_REL_SIMQ of what somebody else had frozen.
-    released_by_users: usize,
     periphs: Vec<usize>,
+    /// Of `periphs`: how often it has changed.
+    generation: u32,
     /// Periphs of drivers that this kernel has by name only, as `("da", 0)`.
     named: Vec<(String, u32)>,
     physpath: Vec<u8>,
@@ -149,6 +186,10 @@ static EDT: LazyLock<Edt> = LazyLock::new(|| Edt {
         ),
         mtx: lock::new_mutex(c"XPT device lock"),
         sim: None,
+        devq: Arc::default(),
+        ccbq: Mutex::default(),
+        door: queue::Door::default(),
+        paths: AtomicU32::new(0),
         state: Mutex::default(),
         callbacks: AtomicU32::new(0),
     }),
@@ -211,40 +252,29 @@ impl Device {
         !self.state.lock().unwrap().listeners.is_empty()
     }
 
-    /// Sends what the SIM has room for.
-    fn run_queue(&self) {
-        let Some(sim) = &self.sim else { return };
-        loop {
-            let ccb = {
-                let mut state = self.state.lock().unwrap();
-                if state.frozen != 0 || state.active >= sim.openings() {
-                    return;
+    /// Hands a CCB to the SIM, which marks it as its own and has words of its own
+    /// in it from then on.
+    fn send_to_sim(&self, ccb: *mut sys::ccb) {
+        let Some(sim) = &self.sim else {
+            broken("a command is sent to a device without a SIM");
+        };
+        let number = self.door.passed.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the CCB is CAM's until the SIM has it.
+        unsafe {
+            let hdr = &raw mut (*ccb).ccb_h;
+            if (*hdr).func_code == sys::XPT_SCSI_IO {
+                // cam_xpt.c, xpt_run_devq(): the device takes tags.
+                if (*ccb).csio.tag_action != 0 {
+                    (*hdr).flags |= sys::CAM_TAG_ACTION_VALID;
+                } else {
+                    (*hdr).flags &= !sys::CAM_TAG_ACTION_VALID;
                 }
-                let Some(first) = (0..state.queue.len()).min_by_key(|i| state.queue[*i]) else {
-                    return;
-                };
-                state.active += 1;
-                state.queue.remove(first).2
-            };
-            sim.start(ccb as *mut sys::ccb);
-        }
-    }
-
-    fn unfreeze(&self) {
-        {
-            let mut state = self.state.lock().unwrap();
-            if state.frozen == 0 && state.released_by_users > 0 {
-                // A user's XPT_REL_SIMQ was here first, which CAM lets pass.
-                state.released_by_users -= 1;
-                return;
             }
-            if state.frozen == 0 {
-                drop(state);
-                broken("a device queue is released that is not frozen");
-            }
-            state.frozen -= 1;
+            self.door.flags.store((*hdr).flags, Ordering::SeqCst);
+            (*hdr).status |= sys::CAM_SIM_QUEUED;
+            (*hdr).sim_priv.entries[0].ptr = (SIM_WORDS | number) as *mut c_void;
         }
-        self.run_queue();
+        sim.start(ccb);
     }
 
     /// Waits until whoever is in a callback of the device has returned.
@@ -256,17 +286,12 @@ impl Device {
     /// Waits until the device has nothing under way, and checks that nothing
     /// of a driver's is left on it.
     pub fn check_idle(&self) {
-        let state = self.state.lock().unwrap();
-        if state.frozen != 0 {
-            drop(state);
-            broken("a device queue is left frozen");
-        }
-        if !state.queue.is_empty() || state.active != 0 {
-            drop(state);
-            broken("a device has commands at rest");
-        }
+        queue::check_idle(self);
     }
 }
+
+/// What a SIM keeps in its private words looks like an address of the kernel's.
+const SIM_WORDS: u64 = 0xffff_fe00_0000_0000;
 
 // ---- paths ----
 
@@ -275,6 +300,7 @@ fn new_path(device: &Arc<Device>, periph: *mut sys::cam_periph) -> *mut sys::cam
     if path.is_null() {
         return core::ptr::null_mut();
     }
+    device.paths.fetch_add(1, Ordering::SeqCst);
     // SAFETY: fresh memory of that size.
     unsafe {
         path.write(Path {
@@ -286,6 +312,7 @@ fn new_path(device: &Arc<Device>, periph: *mut sys::cam_periph) -> *mut sys::cam
 }
 
 fn free_path(path: *mut sys::cam_path) {
+    of(path).device.paths.fetch_sub(1, Ordering::SeqCst);
     // SAFETY: from new_path(), once.
     unsafe { path.cast::<Path>().drop_in_place() };
     memory::dealloc(path.cast(), "CAM path");
@@ -357,6 +384,12 @@ pub fn settle() {
 }
 
 fn handle(mut event: Event) {
+    match event.code {
+        sys::AC_CONTRACT => noise::hear_contract(&event.data),
+        // scsi_xpt.c, scsi_dev_async(): the device is unconfigured.
+        sys::AC_LOST_DEVICE => forget(&event.device),
+        _ => {}
+    }
     let path = new_path_now(&event.device);
     let data = if event.data.is_empty() {
         event.value as *mut c_void
@@ -508,9 +541,17 @@ pub fn name_periph(device: &Device, driver: &str, unit: u32) {
 
 /// Puts a device in: its drivers hear of it.
 pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
+    let shared = EDT.devices.lock().unwrap().iter().find_map(|other| {
+        let theirs = other.sim.as_ref()?;
+        Arc::ptr_eq(theirs, &sim).then(|| other.devq.clone())
+    });
     let device = Arc::new(Device {
         id,
         mtx: lock::new_mutex(c"CAM device lock"),
+        devq: shared.unwrap_or_else(|| Arc::new(queue::Devq::new(sim.sim_openings()))),
+        ccbq: Mutex::new(queue::Ccbq::new(sim.openings())),
+        door: queue::Door::default(),
+        paths: AtomicU32::new(0),
         sim: Some(sim),
         state: Mutex::new(State {
             configured: true,
@@ -530,15 +571,11 @@ pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
 
 /// Pulls a device out: its commands fail, its drivers hear of it.
 pub fn detach(device: &Arc<Device>) {
-    device.state.lock().unwrap().configured = false;
+    forget(device);
     if let Some(sim) = &device.sim {
         sim.pull();
     }
     give_notifies_back(device);
-    EDT.devices
-        .lock()
-        .unwrap()
-        .retain(|d| !Arc::ptr_eq(d, device));
     EVENTS.put(Event {
         code: sys::AC_LOST_DEVICE,
         device: device.clone(),
@@ -547,14 +584,11 @@ pub fn detach(device: &Arc<Device>) {
     });
 }
 
-/// Freezes a device's queue, as another driver's error does.
-pub fn freeze(device: &Device) {
-    device.state.lock().unwrap().frozen += 1;
-}
-
-/// Lets it go.
-pub fn unfreeze(device: &Device) {
-    device.unfreeze();
+/// The device is not on its bus any more.
+fn forget(device: &Arc<Device>) {
+    device.state.lock().unwrap().configured = false;
+    let mut devices = EDT.devices.lock().unwrap();
+    devices.retain(|d| !Arc::ptr_eq(d, device));
 }
 
 /// The SIM gives its XPT_IMMEDIATE_NOTIFY CCBs back.
@@ -620,15 +654,43 @@ pub(crate) unsafe extern "C" fn xpt_merge_ccb(dst: *mut sys::ccb, src: *mut sys:
 }
 
 pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
+    // SAFETY: the caller's CCB.
+    unsafe {
+        // The SIM's own words are as in a CCB that CAM has allocated.
+        if (*ccb).ccb_h.sim_priv.bytes != [0; 16] || !(*ccb).ccb_h.periph_links.le.le_next.is_null()
+        {
+            broken("a CCB comes to CAM with a user's words in its header");
+        }
+        if (*ccb).ccb_h.func_code == sys::XPT_SCSI_IO && bio_word(ccb) != 0 {
+            broken("a kernel with BUF_TRACKING would follow a user's word as a struct bio");
+        }
+        action(ccb);
+    }
+}
+
+/// The word behind `init_id`, which is `csio.bio` in a kernel with BUF_TRACKING:
+/// cam_xpt.c, xpt_done(), gives it to biotrack(9).
+unsafe fn bio_word(ccb: *mut sys::ccb) -> u64 {
+    let at = (core::mem::offset_of!(sys::ccb_scsiio, init_id) + 4).next_multiple_of(8);
+    // SAFETY: inside of the union, which is longer than a ccb_scsiio.
+    unsafe { ccb.cast::<u8>().add(at).cast::<u64>().read() }
+}
+
+/// xpt_action(9), also of what CAM sends again, with the words that the SIM has
+/// left in it.
+unsafe fn action(ccb: *mut sys::ccb) {
     let device = device_of(ccb);
     mtx_assert_owned(device.mtx, "xpt_action");
     // SAFETY: the caller's CCB.
     unsafe {
         (*ccb).ccb_h.status = sys::CAM_REQ_INPROG;
-        // The SIM's own words are as in a CCB that CAM has allocated.
-        if (*ccb).ccb_h.sim_priv.bytes != [0; 16] || !(*ccb).ccb_h.periph_links.le.le_next.is_null()
-        {
-            broken("a CCB comes to CAM with a user's words in its header");
+        match (*ccb).ccb_h.func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                let csio = &mut (*ccb).csio;
+                (csio.scsi_status, csio.sense_resid, csio.resid) = (0, 0, 0);
+            }
+            sys::XPT_ATA_IO => (*ccb).ataio.resid = 0,
+            _ => {}
         }
         match (*ccb).ccb_h.func_code {
             sys::XPT_SCSI_IO
@@ -641,12 +703,7 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             | sys::XPT_MMC_SET_TRAN_SETTINGS
             | sys::XPT_RESET_DEV
             | sys::XPT_CONT_TARGET_IO => {
-                let mut state = device.state.lock().unwrap();
-                state.order += 1;
-                let entry = ((*ccb).ccb_h.pinfo.priority, state.order, ccb as usize);
-                state.queue.push(entry);
-                drop(state);
-                device.run_queue();
+                queue::insert(&device, ccb);
             }
             sys::XPT_PATH_INQ => {
                 let cpi = &mut (*ccb).cpi;
@@ -666,7 +723,13 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
             sys::XPT_GDEV_TYPE => {
                 fill_getdev(&device, &mut (*ccb).cgd);
             }
-            sys::XPT_NOOP | sys::XPT_SET_TRAN_SETTINGS => {
+            sys::XPT_NOOP => {
+                if (*ccb).ccb_h.flags & sys::CAM_DEV_QFREEZE != 0 {
+                    freeze(&device);
+                }
+                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+            }
+            sys::XPT_SET_TRAN_SETTINGS => {
                 (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
             }
             sys::XPT_GDEVLIST => {
@@ -697,11 +760,14 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                 list.ccb_h.status = sys::CAM_REQ_CMP;
             }
             sys::XPT_GDEV_STATS => {
-                let state = device.state.lock().unwrap();
-                let openings = device.sim.as_ref().map_or(0, |sim| sim.openings());
-                (*ccb).cgds.dev_openings = openings.saturating_sub(state.active) as i32;
-                (*ccb).cgds.dev_active = state.active as i32;
-                (*ccb).cgds.allocated = state.queue.len() as i32;
+                let (counts, cgds) = (counts(&device), &mut (*ccb).cgds);
+                cgds.dev_openings = counts.openings;
+                cgds.dev_active = counts.active;
+                cgds.allocated = 0;
+                cgds.queued = counts.waiting as i32;
+                cgds.held = cgds.allocated - counts.active - cgds.queued;
+                // scsi_xpt.c: the default quirk entry.
+                (cgds.mintags, cgds.maxtags) = (2, 255);
                 (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
             }
             sys::XPT_GET_TRAN_SETTINGS => {
@@ -709,17 +775,12 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
                 (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
             }
             sys::XPT_REL_SIMQ => {
-                // Releases what is frozen, and nothing if nothing is.
-                let mut state = device.state.lock().unwrap();
-                let frozen = state.frozen;
-                if frozen != 0 {
-                    state.released_by_users += 1;
-                }
-                drop(state);
-                if frozen != 0 {
-                    device.unfreeze();
-                }
-                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+                let crs = &mut (*ccb).crs;
+                let keep = crs.ccb_h.flags & sys::CAM_DEV_QFREEZE != 0;
+                let (flags, openings) = (crs.release_flags, crs.openings);
+                crs.qfrozen_cnt =
+                    queue::rel_simq(&device, flags, openings, crs.release_timeout, keep);
+                crs.ccb_h.status = sys::CAM_REQ_CMP;
             }
             sys::XPT_DEV_ADVINFO => advinfo(&device, &mut (*ccb).cdai),
             sys::XPT_ABORT => {
@@ -768,27 +829,54 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
 }
 
 /// XPT_ABORT: a CCB that waits comes back at once, one that the SIM has is the
-/// SIM's to give back.
+/// SIM's to give back (cam_xpt.c, xpt_action_default()).
 fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool) {
     if !memory::is_live(target.cast(), CCB) && !memory::is_item(target.cast()) {
         broken("XPT_ABORT of what is no CCB");
     }
-    let mut state = device.state.lock().unwrap();
-    let before = (state.queue.len(), state.notifies.len());
-    state.queue.retain(|(.., ccb)| *ccb != target as usize);
-    state.notifies.retain(|ccb| *ccb != target as usize);
-    let (queued, notify) = (
-        state.queue.len() != before.0,
-        state.notifies.len() != before.1,
-    );
-    if queued {
-        // It was not, but it will be taken off as one that was.
-        state.active += 1;
+    const DEV_QUEUED: u32 = sys::XPT_FC_DEV_QUEUED;
+    // SAFETY: a live CCB, of which the device lock keeps the owner away.
+    let hdr = unsafe { &raw mut (*target).ccb_h };
+    // SAFETY: as above; CAM's own words, which its other threads write.
+    let (opcode, index, status) = unsafe {
+        (
+            (*hdr).func_code,
+            (&raw const (*hdr).pinfo.index).read_volatile(),
+            (&raw const (*hdr).status).read_volatile(),
+        )
+    };
+    if opcode & DEV_QUEUED == DEV_QUEUED {
+        if queue::take_back(device, target) {
+            let status = sys::CAM_REQ_ABORTED | sys::CAM_DEV_QFRZN;
+            done_with(target, status, false);
+            return (sys::CAM_REQ_CMP, true);
+        }
+        if index == sys::CAM_UNQUEUED_INDEX && status & sys::CAM_SIM_QUEUED == 0 {
+            // Taken for one on its way to the SIM.
+            // SAFETY: as above.
+            unsafe { (*hdr).status = sys::CAM_REQ_ABORTED | sys::CAM_DEV_QFRZN };
+            freeze(device);
+            return (sys::CAM_REQ_CMP, true);
+        }
     }
-    drop(state);
-    if queued || notify {
-        done_with(target, sys::CAM_REQ_ABORTED, queued);
+    if opcode & sys::XPT_FC_QUEUED != 0 && index == sys::CAM_DONEQ_INDEX {
+        return (sys::CAM_UA_ABORT, true);
+    }
+    let notify = {
+        let mut state = device.state.lock().unwrap();
+        let before = state.notifies.len();
+        state.notifies.retain(|ccb| *ccb != target as usize);
+        state.notifies.len() != before
+    };
+    if notify {
+        done_with(target, sys::CAM_REQ_ABORTED, false);
         return (sys::CAM_REQ_CMP, true);
+    }
+    if index == sys::CAM_ACTIVE_INDEX
+        && status & sys::CAM_SIM_QUEUED == 0
+        && device.door.follows.load(Ordering::SeqCst)
+    {
+        broken("the SIM follows its private pointer in a CCB that it has not got yet");
     }
     match &device.sim {
         Some(sim) if sim.abort(target) => (sys::CAM_REQ_CMP, false),
@@ -903,9 +991,16 @@ static DONE: Worker<usize> = Worker::new("doneq", complete);
 /// periph has seen the error.
 pub(crate) fn done(ccb: *mut sys::ccb, freeze: bool) {
     if freeze {
-        device_of(ccb).state.lock().unwrap().frozen += 1;
-        // SAFETY: the CCB is the SIM's until now.
-        unsafe { (*ccb).ccb_h.status |= sys::CAM_DEV_QFRZN };
+        self::freeze(&device_of(ccb));
+    }
+    // SAFETY: the CCB is the SIM's until now.
+    unsafe {
+        let hdr = &raw mut (*ccb).ccb_h;
+        if freeze {
+            (*hdr).status |= sys::CAM_DEV_QFRZN;
+        }
+        (*hdr).status |= sys::CAM_QOS_VALID;
+        (*hdr).pinfo.index = sys::CAM_DONEQ_INDEX;
     }
     DONE.put(ccb as usize);
 }
@@ -920,23 +1015,22 @@ pub(crate) fn done_with(ccb: *mut sys::ccb, status: sys::cam_status, freeze: boo
 fn complete(ccb: usize) {
     let ccb = ccb as *mut sys::ccb;
     let device = device_of(ccb);
+    queue::before_callback(ccb);
     // SAFETY: a CCB that the SIM has given back; its path lives until the
     // callback has run.
     unsafe {
         let hdr = &mut (*ccb).ccb_h;
-        if hdr.func_code & sys::XPT_FC_USER_CCB == 0 {
-            device.state.lock().unwrap().active -= 1;
+        let unlocked = hdr.flags & sys::CAM_UNLOCKED != 0;
+        if !unlocked {
+            device.lock("xpt_done_process");
         }
-        if hdr.flags & sys::CAM_DEV_QFRZDIS != 0 && hdr.status & sys::CAM_DEV_QFRZN != 0 {
-            hdr.status &= !sys::CAM_DEV_QFRZN;
-            device.unfreeze();
-        }
-        device.run_queue();
-        device.lock("xpt_done_process");
         let done: DoneFn = hdr.cbfcnp.expect("cbfcnp");
         device.callbacks.fetch_add(1, Ordering::AcqRel);
+        hdr.pinfo.index = sys::CAM_UNQUEUED_INDEX;
         count::stepping(|| done(of(hdr.path).periph, ccb));
-        device.unlock("xpt_done_process");
+        if !unlocked {
+            device.unlock("xpt_done_process");
+        }
         device.callbacks.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -1085,23 +1179,29 @@ pub(crate) unsafe extern "C" fn cam_periph_alloc(
         xpt_lock_buses();
         insert_unit(driver, periph);
         xpt_unlock_buses();
-        device.state.lock().unwrap().periphs.push(periph as usize);
+        list(&device, periph, true);
 
         let status = ctor.expect("a constructor")(periph, arg);
         mtx_assert_owned(device.mtx, "return from a periph constructor");
         if status != sys::CAM_REQ_CMP {
-            device
-                .state
-                .lock()
-                .unwrap()
-                .periphs
-                .retain(|p| *p != periph as usize);
+            list(&device, periph, false);
             xpt_lock_buses();
             remove_unit(driver, periph);
             xpt_unlock_buses();
             free_periph(periph);
         }
         status
+    }
+}
+
+/// Puts a periph on its device's list or takes it off, which changes the list's
+/// generation.
+fn list(device: &Device, periph: *mut sys::cam_periph, is_on: bool) {
+    let mut state = device.state.lock().unwrap();
+    state.generation += 1;
+    state.periphs.retain(|p| *p != periph as usize);
+    if is_on {
+        state.periphs.push(periph as usize);
     }
 }
 
@@ -1213,9 +1313,13 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
         if (*periph).flags & sys::CAM_PERIPH_INVALID == 0 {
             broken("the last reference to a valid periph is released");
         }
+        if (*periph).flags & sys::CAM_PERIPH_FREE != 0 {
+            broken("a periph is freed twice: its destructor lets others at it");
+        }
         let driver = driver_named((*periph).periph_name);
         let device = of((*periph).path).device.clone();
         (*periph).flags |= sys::CAM_PERIPH_FREE;
+        dev_match::destructor_begins(periph);
         (*periph).periph_dtor.expect("a destructor")(periph);
         mtx_assert_owned(device.mtx, "return from a periph destructor");
         if device
@@ -1231,12 +1335,7 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
         xpt_lock_buses();
         remove_unit(driver, periph);
         xpt_unlock_buses();
-        device
-            .state
-            .lock()
-            .unwrap()
-            .periphs
-            .retain(|p| *p != periph as usize);
+        list(&device, periph, false);
         if (*periph).flags & sys::CAM_PERIPH_NEW_DEV_FOUND != 0 {
             let mut cgd = getdev(&device);
             (*periph).deferred_callback.expect("a callback")(
@@ -1444,57 +1543,10 @@ pub(crate) unsafe extern "C" fn cam_periph_runccb(
         };
         if (*hdr).status & sys::CAM_DEV_QFRZN != 0 {
             (*hdr).status &= !sys::CAM_DEV_QFRZN;
-            device.unfreeze();
+            unfreeze(&device);
         }
         error
     }
-}
-
-/// cam_periph_error(9), for what the SIM here can report: a retry where the
-/// caller allows one, else an errno. A frozen queue is released unless the
-/// error is final, as CAM does.
-pub(crate) unsafe extern "C" fn cam_periph_error(
-    ccb: *mut sys::ccb,
-    _cam_flags: sys::cam_flags,
-    sense_flags: u32,
-) -> c_int {
-    let device = device_of(ccb);
-    mtx_assert_owned(device.mtx, "cam_periph_error");
-    // SAFETY: a completed CCB, the device lock held.
-    unsafe {
-        let hdr = &raw mut (*ccb).ccb_h;
-        let frozen = (*hdr).status & sys::CAM_DEV_QFRZN != 0;
-        let no_retry = sense_flags & sys::SF_NO_RETRY != 0;
-        let error = match (*hdr).status & sys::CAM_STATUS_MASK {
-            sys::CAM_SCSI_STATUS_ERROR if !no_retry && (*hdr).retry_count > 0 => {
-                (*hdr).retry_count -= 1;
-                sys::ERESTART
-            }
-            sys::CAM_DEV_NOT_THERE | sys::CAM_SEL_TIMEOUT => sys::ENXIO as c_int,
-            _ => sys::EIO as c_int,
-        };
-        if error == sys::ERESTART {
-            (*hdr).status &= !sys::CAM_DEV_QFRZN;
-            xpt_action(ccb);
-            if frozen {
-                device.unfreeze();
-            }
-        }
-        error
-    }
-}
-
-pub(crate) unsafe extern "C" fn cam_release_devq(
-    path: *mut sys::cam_path,
-    _relsim: u32,
-    _reduction: u32,
-    _arg: u32,
-    _count_only: c_int,
-) -> u32 {
-    let device = &of(path).device;
-    mtx_assert_owned(device.mtx, "cam_release_devq");
-    device.unfreeze();
-    0
 }
 
 /// The data of a CCB as cam_periph_mapmem(9) finds it: where the pointer is,
@@ -1567,6 +1619,18 @@ pub(crate) unsafe extern "C" fn cam_periph_ioctl(
                 }
                 (*ccb).cgdl.unit_number = (*other).unit_number;
             }
+        }
+        // The whole CCB goes out, with the words of CAM and of the SIM in it
+        // (cam_periph.c, cam_periph_ioctl()).
+        let hdr = &raw mut (*ccb).ccb_h;
+        let word = (SIM_WORDS | 0x1000) as *mut c_void;
+        (*hdr).cbfcnp = Some(periph_done);
+        (*hdr).xpt_links.sle.sle_next = word.cast();
+        (*hdr).sim_links.sle.sle_next = word.cast();
+        (*hdr).periph_links.sle.sle_next = word.cast();
+        for i in 0..2 {
+            (*hdr).periph_priv.entries[i].ptr = word;
+            (*hdr).sim_priv.entries[i].ptr = word;
         }
         core::ptr::copy_nonoverlapping(ccb.cast::<u8>(), data.cast(), size_of::<sys::ccb>());
         xpt_release_ccb(ccb);

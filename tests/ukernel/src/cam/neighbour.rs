@@ -1,0 +1,133 @@
+//! A periph like da(4) on every device: what the module does to a device that
+//! all share is seen by its other drivers first.
+
+use super::{
+    Device, EDT, action, cam_periph_error, new_path_now, of, queue, xpt_free_path,
+    xpt_setup_ccb_flags,
+};
+use crate::{sys, thread::broken};
+use std::{
+    sync::{Arc, Condvar, Mutex},
+    time::{Duration, Instant},
+};
+
+/// How long a neighbour's read may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A read that the neighbour waits for.
+struct Read {
+    periph: sys::cam_periph,
+    /// How it ended.
+    ended: Mutex<Option<u32>>,
+    done: Condvar,
+}
+
+/// READ(10) of the first block.
+pub(super) fn read_10(ccb: &mut sys::ccb, block: &mut [u8; 512]) {
+    // SAFETY: plain data.
+    let csio = unsafe { &mut ccb.csio };
+    csio.ccb_h.func_code = sys::XPT_SCSI_IO;
+    csio.ccb_h.flags |= sys::CAM_DIR_IN;
+    csio.data_ptr = block.as_mut_ptr();
+    csio.dxfer_len = block.len() as u32;
+    csio.sense_len = size_of::<sys::scsi_sense_data>() as u8;
+    csio.tag_action = sys::MSG_SIMPLE_Q_TAG as u8;
+    csio.cdb_len = 10;
+    csio.cdb_io.cdb_bytes = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+}
+
+/// scsi_da.c, dadone(): errors are retried.
+unsafe extern "C" fn read_done(periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
+    // SAFETY: the CCB of neighbour_reads(), the device lock held; the periph is
+    // the first field of what waits for it.
+    unsafe {
+        let hdr = &raw mut (*ccb).ccb_h;
+        if (*hdr).status & sys::CAM_STATUS_MASK != sys::CAM_REQ_CMP {
+            let flags = sys::SF_RETRY_UA | sys::SF_NO_PRINT;
+            if cam_periph_error(ccb, sys::CAM_RETRY_SELTO, flags) == sys::ERESTART {
+                return;
+            }
+            if (*hdr).status & sys::CAM_DEV_QFRZN != 0 {
+                (*hdr).status &= !sys::CAM_DEV_QFRZN;
+                queue::unfreeze(&of((*hdr).path).device);
+            }
+        }
+        let read = (*periph).softc.cast::<Read>();
+        let mut ended = (*read).ended.lock().unwrap();
+        *ended = Some((*hdr).status & sys::CAM_STATUS_MASK);
+        (*read).done.notify_all();
+    }
+}
+
+/// Reads a block of the device as its own driver does, and tells how long it
+/// took. `None`: it takes longer than `patience`, and is never given back.
+pub fn neighbour_reads(device: &Arc<Device>, patience: Duration) -> Option<Duration> {
+    // SAFETY: plain data.
+    let periph = unsafe { core::mem::zeroed() };
+    let read = Box::into_raw(Box::new(Read {
+        periph,
+        ended: Mutex::new(None),
+        done: Condvar::new(),
+    }));
+    // SAFETY: plain data.
+    let ccb = Box::into_raw(Box::new(unsafe { core::mem::zeroed::<sys::ccb>() }));
+    let block = Box::into_raw(Box::new([0u8; 512]));
+    let begun = Instant::now();
+    let path = new_path_now(device);
+    // SAFETY: all three are this read's, until it has ended.
+    let status = unsafe {
+        (*read).periph.softc = read.cast();
+        (*read).periph.periph_name = c"da".as_ptr().cast_mut();
+        (*read).periph.path = path;
+        let hdr = &raw mut (*ccb).ccb_h;
+        (*path.cast::<super::Path>()).periph = &raw mut (*read).periph;
+        xpt_setup_ccb_flags(hdr, path, sys::QPC_CAM_PRIORITY_NORMAL, 0);
+        // scsi_da.c: da_retry_count, da_default_timeout.
+        ((*hdr).retry_count, (*hdr).timeout) = (4, 60_000);
+        (*hdr).cbfcnp = Some(read_done);
+        if let Some(sim) = &device.sim {
+            sim.build_read(&mut *ccb, &mut *block);
+        }
+        device.lock("dastrategy");
+        action(ccb);
+        device.unlock("dastrategy");
+        let ended = (*read).ended.lock().unwrap();
+        let waits = |ended: &mut Option<u32>| ended.is_none();
+        let (ended, _) = (*read)
+            .done
+            .wait_timeout_while(ended, patience, waits)
+            .unwrap();
+        *ended
+    }?;
+    // Until the callback has left the CCB.
+    device.lock("dadone");
+    device.unlock("dadone");
+    // SAFETY: the read is over.
+    unsafe {
+        xpt_free_path(path);
+        drop((
+            Box::from_raw(read),
+            Box::from_raw(ccb),
+            Box::from_raw(block),
+        ));
+    }
+    let gone = [sys::CAM_DEV_NOT_THERE, sys::CAM_SEL_TIMEOUT];
+    if status != sys::CAM_REQ_CMP && !gone.contains(&status) {
+        broken(&format!("a neighbour's read ends with status {status:#x}"));
+    }
+    Some(begun.elapsed())
+}
+
+/// Reads a block of each device that is there. A device that is frozen, or
+/// keeps its own driver waiting, ends the process.
+pub fn all_neighbours_read() {
+    let devices = EDT.devices.lock().unwrap().clone();
+    for device in devices {
+        if neighbour_reads(&device, PATIENCE).is_none() {
+            let counts = queue::counts(&device);
+            broken(&format!(
+                "the disk's own driver waits for longer than {PATIENCE:?}: {counts:?}"
+            ));
+        }
+    }
+}
