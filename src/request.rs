@@ -391,7 +391,7 @@ impl Request {
     }
 
     /// Bytes of its first run of data, 0 where it has none.
-    pub fn len(&self) -> u32 {
+    pub fn data_len(&self) -> u32 {
         self.operation.transfers[0].map_or(0, |transfer| transfer.len)
     }
 

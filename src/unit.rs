@@ -508,17 +508,19 @@ impl Unit {
         let is_closed = request.open().queue.is_closed();
         let aborted = request.known().aborted(held);
         let ccb = request.ccb_mut();
-        if !ccb.is_good() && aborted == Aborted::No && is_device && !is_closed {
-            if let Recovery::Resent = ccb.recover(held) {
-                request.leave_sent();
-                return;
-            }
+        let may_recover = aborted == Aborted::No && is_device && !is_closed;
+        if may_recover
+            && !ccb.is_good()
+            && let Recovery::Resent = ccb.recover(held)
+        {
+            request.leave_sent();
+            return;
         }
         // What was cancelled, or nobody waits for, is not sent again.
         ccb.release_frozen(held);
         if aborted == Aborted::Replaced {
             ccb.set_status(sys::CAM_REQ_ABORTED);
-            let len = request.len();
+            let len = request.data_len();
             request.ccb_mut().set_not_moved(len);
         }
         request.let_pages_go();

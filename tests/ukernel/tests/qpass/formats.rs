@@ -15,7 +15,7 @@ tests! {
     a_target_mode_answer_goes_through;
     timeout_and_retries_reach_the_sim;
     whatever_has_no_data_is_answered_at_once;
-    a_frozen_queue_can_be_released_by_hand;
+    anothers_freeze_is_not_released;
 }
 
 const EPERM: i32 = sys::EPERM as i32;
@@ -407,7 +407,7 @@ fn whatever_has_no_data_is_answered_at_once() {
     machine.unload(module);
 }
 
-fn a_frozen_queue_can_be_released_by_hand() {
+fn anothers_freeze_is_not_released() {
     let (mut machine, module) = boot(Config::default());
     let fd = machine.open(NODE, RDWR).expect("open");
     cam::freeze(machine.device());
@@ -418,6 +418,9 @@ fn a_frozen_queue_can_be_released_by_hand() {
     let mut release = Command::new(&mut machine, 0);
     release.immediate(sys::XPT_REL_SIMQ);
     release.send(&mut machine, fd).expect("send");
+    assert_eq!(release.ended().status, sys::CAM_REQ_CMP);
+    assert_eq!(machine.poll(fd, POLLIN, 20), Ok(0), "it still waits");
+    cam::unfreeze(machine.device());
     assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
     command.get(&mut machine, fd).expect("get");
     assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
