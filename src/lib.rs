@@ -32,7 +32,7 @@
 //! | lock | one for each | guards | taken for |
 //! | --- | --- | --- | --- |
 //! | XPT topology | kernel | CAM's lists of drivers and their units | load, unload |
-//! | CAM device | device | what waits for an opening, which CCB is under way, the node, the opens, the zones, submitted and completed | every call into CAM, and an open's first request |
+//! | CAM device | device | what waits for an opening, which CCB is under way, the node, the opens, submitted and completed | every call into CAM |
 //! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ, who sleeps in QPIOC_ENTER | submit, complete, reap, kevent |
 //! | `qpass room` | device | the knotes of EVFILT_WRITE, who waits for room in QPIOC_ENTER | a freed request, once somebody asked for room; departure |
 //!

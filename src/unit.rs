@@ -2,7 +2,7 @@
 //! to its last reference.
 
 use crate::{
-    buffer::{MAX_CHUNK, Zones},
+    buffer::{MAX_CHUNK, ZONES},
     ioctl::{Longest, Route},
     kpi::{
         alloc::KBox,
@@ -84,7 +84,6 @@ pub(crate) struct State {
     pub(crate) gone: bool,
     pub(crate) opens: List<Queue>,
     last_open: u64,
-    zones: Option<Shared<Zones>>,
 }
 
 impl Unit {
@@ -150,7 +149,6 @@ impl Unit {
             gone: periph.is_invalid(held),
             opens: List::new(),
             last_open: 0,
-            zones: None,
         };
         let unit = Unit {
             maxio,
@@ -297,27 +295,9 @@ impl Unit {
         Ok(())
     }
 
-    /// Takes an open off; the last one takes the zones along.
+    /// Takes an open off.
     pub fn closed(&self, held: &mut Held<'_>, queue: &Shared<Queue>) {
-        let state = self.state.get(held);
-        state.opens.remove(queue);
-        if state.opens.is_empty() {
-            state.zones = None;
-        }
-    }
-
-    /// The device's zones, made now if there are none. Sleeps.
-    ///
-    /// # Errors
-    /// `ENOMEM`.
-    pub fn zones(&self, periph: &Periph) -> Result<Shared<Zones>> {
-        if let Some(zones) = &self.state.get(&mut periph.lock()).zones {
-            return Ok(zones.clone());
-        }
-        // Two first requests may both get here; one set is thrown away.
-        let fresh = Shared::new(Zones::create()?);
-        let mut held = periph.lock();
-        Ok(self.state.get(&mut held).zones.get_or_insert(fresh).clone())
+        self.state.get(held).opens.remove(queue);
     }
 
     /// Queues requests that all go to the device.
@@ -468,7 +448,12 @@ unsafe extern "C" fn init_entry() {
 
 /// periphdriver_unregister(9): the module lets every unit go.
 unsafe extern "C" fn deinit_entry() -> c_int {
-    crate::kpi::errno::to_c(module::detach_all(async_entry))
+    let gone = module::detach_all(async_entry);
+    if gone.is_ok() {
+        // SAFETY: every open has gone, and with it every item; none can come.
+        unsafe { ZONES.destroy() };
+    }
+    crate::kpi::errno::to_c(gone)
 }
 
 /// AC_FOUND_DEVICE without a periph, AC_LOST_DEVICE with one.

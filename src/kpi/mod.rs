@@ -30,6 +30,8 @@ pub mod module;
 #[cfg(not(test))]
 pub mod mutex;
 #[cfg(not(test))]
+pub mod once;
+#[cfg(not(test))]
 pub mod pages;
 #[cfg(not(test))]
 pub mod panic;
