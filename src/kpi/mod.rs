@@ -36,6 +36,8 @@ pub mod pages;
 #[cfg(not(test))]
 pub mod panic;
 #[cfg(not(test))]
+pub mod patience;
+#[cfg(not(test))]
 pub mod periph;
 #[cfg(not(test))]
 pub mod print;

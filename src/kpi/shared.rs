@@ -25,13 +25,6 @@ pub fn live() -> usize {
     LIVE.load(Ordering::SeqCst)
 }
 
-/// Waits until every task that is queued now has run, the last instruction of
-/// it included (taskqueue(9)). Sleeps.
-pub fn drain() {
-    // SAFETY: the kernel set taskqueue_thread up at SI_SUB_TASKQ.
-    unsafe { sys::taskqueue_drain_all(sys::taskqueue_thread) };
-}
-
 struct Inner<T> {
     refs: AtomicU32,
     task: UnsafeCell<sys::task>,
