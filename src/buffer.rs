@@ -1,8 +1,9 @@
 //! The kernel memory that a request's data passes through.
 //!
-//! Every device has zones of its own, in size classes, so that a small read
-//! does not pin a large chunk. They are made when the first request is queued
-//! and go with the last open.
+//! The module has one set of zones for all devices, in size classes, so that a
+//! small read does not pin a large chunk. They are made when the first request
+//! is queued and stay until the module is unloaded: a program that opens a
+//! device, sends one command and closes it pays for no zone but the first time.
 
 use crate::{
     ioctl::Transfer,
@@ -10,6 +11,7 @@ use crate::{
         alloc::KVec,
         ccb::Ccb,
         errno::Result,
+        once::Once,
         pages::HeldPages,
         shared::Shared,
         user::UserPtr,
@@ -52,14 +54,17 @@ fn class_of(len: usize) -> usize {
     class.unwrap_or(CLASSES.len() - 1)
 }
 
-/// A device's zones.
+/// The module's zones.
+pub static ZONES: Once<Zones> = Once::new();
+
+/// A zone of requests, and one of chunks for each size class.
 pub struct Zones {
     requests: Zone,
     classes: [Zone; CLASSES.len()],
 }
 
 impl Zones {
-    /// Creates them; sleeps.
+    /// Creates them, all or none; sleeps.
     ///
     /// # Errors
     /// `ENOMEM`.
@@ -163,7 +168,7 @@ impl Bounce {
     /// them. Sleeps.
     ///
     /// # Errors
-    /// `EFAULT`: the user's memory is not readable; `ENOMEM`, `ENXIO`: see
+    /// `EFAULT`: the user's memory is not readable; `ENOMEM`: see
     /// [`Open::zones`].
     pub fn new(open: &Shared<Open>, transfer: Transfer, segments: Segments) -> Result<Self> {
         let memory = Memory::take(open, transfer.len as usize)?;

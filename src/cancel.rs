@@ -11,7 +11,7 @@ use crate::{
         driver::{pause_ms, pause_ms_or_signal},
         errno::{EINVAL, ENOENT, ENXIO, Result},
         fifo::Fifo,
-        periph::{Held, Periph},
+        periph::{Held, PeriphRef},
         shared::Shared,
         time::uptime,
         user::UserPtr,
@@ -127,7 +127,7 @@ pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel, thread: Thread<
         let open = request.open().clone();
         drop(Queue::complete(&open.queue, request));
     }
-    let mut aborter = Aborter::new(unit, open.periph(), true);
+    let mut aborter = Aborter::new(unit, open.lease(), true);
     (what.aborted, what.unable) = aborter.abort_all(which, |_| true)?;
     // It may have been reaped, or another call may have taken it, since.
     if which.is_particular() && !known {
@@ -189,7 +189,7 @@ impl Unit {
                 ccb: Some(target),
                 ..Which::of(open)
             };
-            let mut aborter = Aborter::new(self, open.periph(), true);
+            let mut aborter = Aborter::new(self, open.lease(), true);
             aborter.abort_one(which).unwrap_or(sys::CAM_UA_ABORT)
         };
         // In this order: the abort is not done before what it has done.
@@ -211,7 +211,7 @@ impl Unit {
             .is_some()
         {
             // Whoever closes cannot be told of a signal.
-            let mut aborter = Aborter::new(self, open.periph(), false);
+            let mut aborter = Aborter::new(self, open.lease(), false);
             let _ = aborter.abort_all(Which::of(open), |ticket| ticket.waits);
         }
     }
@@ -244,7 +244,7 @@ type Target = (u64, u64);
 /// time is over, whichever is first.
 struct Aborter<'a> {
     unit: &'a Unit,
-    periph: &'a Periph,
+    periph: &'a PeriphRef,
     ccb: AbortCcb,
     /// For the SIM's lock.
     own: OwnCcb,
@@ -254,7 +254,7 @@ struct Aborter<'a> {
 
 impl<'a> Aborter<'a> {
     /// Sleeps. Signals end the waiting where `signals` says so.
-    fn new(unit: &'a Unit, periph: &'a Periph, signals: bool) -> Self {
+    fn new(unit: &'a Unit, periph: &'a PeriphRef, signals: bool) -> Self {
         abort::sweep();
         Aborter {
             unit,
@@ -381,7 +381,7 @@ impl<'a> Aborter<'a> {
             } else {
                 // The SIM may still write it.
                 let unanswered = core::mem::replace(&mut self.ccb, AbortCcb::alloc());
-                abort::keep(unanswered, self.periph.reference());
+                abort::keep(unanswered, self.periph.clone());
             }
         }
         Ok(match answer? {

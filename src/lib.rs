@@ -32,13 +32,14 @@
 //!
 //! | lock | one for each | guards | taken for |
 //! | --- | --- | --- | --- |
-//! | XPT topology | kernel | CAM's lists of drivers and their units | load, unload |
-//! | CAM device | device | what waits for an opening, which CCB is under way, the node, the opens, the zones, submitted and completed | every call into CAM, and an open's first request |
+//! | CAM device | device | what waits for an opening, which CCB is under way, the node, the opens, submitted and completed | every call into CAM |
+//! | XPT topology | kernel | CAM's lists of drivers and their units, and CAM's references to these | load, unload, the end of a unit |
 //! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ, who sleeps in QPIOC_ENTER | submit, complete, reap, kevent |
 //! | `qpass room` | device | the knotes of EVFILT_WRITE, who waits for room in QPIOC_ENTER | a freed request, once somebody asked for room; departure |
 //!
-//! The topology lock is never held together with another of these. What is
-//! taken under the last two is the kernel's own, of kqueue(2) and select(2).
+//! The topology lock is held together with another of these only when a unit's
+//! last reference is given back to CAM. What is taken under the last two is the
+//! kernel's own, of kqueue(2) and select(2).
 //!
 //! Counters, limits and marks that need no more are atomics: an open's and a
 //! device's account, [`stats::Stats`], the module's uses.

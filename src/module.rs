@@ -7,9 +7,10 @@
 
 use crate::{
     kpi::{
-        driver::{self, AsyncFn, Driver, pause_ms},
+        driver::{self, AsyncFn, Driver},
         errno::{EBUSY, ENXIO, Result},
-        print, shared, tunable,
+        patience::Patience,
+        print, shared, task, tunable,
     },
     unit::{DEVSW, DRIVER, REPLACED},
 };
@@ -22,15 +23,16 @@ const UNLOADING: u32 = 1 << 31;
 const REGISTERED: u32 = 1 << 30;
 /// In [`STATE`]: CAM did not take the driver's callback.
 const FAILED: u32 = 1 << 29;
-const FLAGS: u32 = UNLOADING | REGISTERED | FAILED;
+/// In [`STATE`]: CAM has taken it once, and may have called it.
+const HEARD: u32 = 1 << 28;
+const FLAGS: u32 = UNLOADING | REGISTERED | FAILED | HEARD;
 /// Flags, and below them the uses: a single word, so that "nobody uses it" and
 /// "nobody may begin" are one step.
 static STATE: AtomicU32 = AtomicU32::new(0);
 
-/// How long unload waits for the units to go, in milliseconds.
-const PATIENCE_MS: u64 = 30_000;
-/// How often it looks.
-const LOOK_MS: u64 = 5;
+/// How long unload waits, in milliseconds, whatever it waits for: the kernel's
+/// lock on loading and unloading is held meanwhile.
+const PATIENCE_MS: u64 = 10_000;
 
 /// Somebody uses the module: it cannot be unloaded.
 pub struct Use(());
@@ -58,10 +60,10 @@ pub fn is_unloading() -> bool {
 
 /// CAM was asked to tell of devices, with that outcome.
 pub fn started(outcome: Result) {
-    match outcome {
-        Ok(()) => STATE.fetch_and(!FAILED, Ordering::SeqCst),
-        Err(_) => STATE.fetch_or(FAILED, Ordering::SeqCst),
-    };
+    let _ = STATE.update(Ordering::SeqCst, Ordering::SeqCst, |state| match outcome {
+        Ok(()) => state & !FAILED | HEARD,
+        Err(_) => state | FAILED,
+    });
 }
 
 /// MOD_LOAD. CAM calls the driver's init routine now, or, at boot, when it is
@@ -88,10 +90,10 @@ pub fn load() -> Result {
 /// MOD_QUIESCE: may the module go?
 ///
 /// # Errors
-/// `EBUSY`.
+/// `EBUSY`: somebody uses it, or `taskqueue_thread` is stuck.
 pub fn quiesce() -> Result {
     // A close may have left its last work to the task queue.
-    shared::drain();
+    task::pass(&Patience::of_ms(PATIENCE_MS))?;
     match STATE.load(Ordering::SeqCst) & !FLAGS {
         0 => Ok(()),
         _ => Err(EBUSY),
@@ -114,22 +116,27 @@ pub fn unload() -> Result {
 /// driver is unregistered.
 ///
 /// # Errors
-/// `EBUSY`: somebody uses a unit, or still does after half a minute; the
-/// driver goes on, with the units that are there.
+/// `EBUSY`: somebody uses a unit, or what is waited for did not come in time;
+/// the driver goes on, with the units that are there.
 pub fn detach_all(callback: AsyncFn) -> Result {
-    shared::drain();
+    if STATE.load(Ordering::SeqCst) & HEARD == 0 {
+        // CAM has never called: there is nothing to wait for, and after a load
+        // that failed there must be nothing that fails.
+        return Ok(());
+    }
+    let patience = Patience::of_ms(PATIENCE_MS);
+    task::pass(&patience)?;
     let closed = STATE.try_update(Ordering::SeqCst, Ordering::SeqCst, |state| {
         (state & !FLAGS == 0).then_some(state | UNLOADING)
     });
     if closed.is_err() {
         return Err(EBUSY);
     }
-    let result = driver::register_global_async(0, callback)
-        .and_then(|()| driver::async_barrier())
-        .and_then(|()| wait_for_units());
+    let result = let_go(callback, &patience);
     if result.is_err() {
         STATE.fetch_and(!UNLOADING, Ordering::SeqCst);
-        // The units that have gone come back.
+        // The units that have gone come back; those that are going do when
+        // they have gone.
         started(driver::register_global_async(
             sys::AC_FOUND_DEVICE,
             callback,
@@ -138,20 +145,18 @@ pub fn detach_all(callback: AsyncFn) -> Result {
     result
 }
 
-fn wait_for_units() -> Result {
-    while let Some(periph) = DRIVER.first() {
-        periph.lock().invalidate();
-    }
-    for _ in 0..PATIENCE_MS / LOOK_MS {
-        // The nodes' last calls, the opens' and the zones' ends.
-        shared::drain();
-        if DRIVER.is_empty() && shared::live() == 0 {
-            DEVSW.drain();
-            // Whoever said so may have an instruction or two to go.
-            shared::drain();
-            return Ok(());
-        }
-        pause_ms(LOOK_MS);
-    }
-    Err(EBUSY)
+fn let_go(callback: AsyncFn, patience: &Patience) -> Result {
+    // Whoever attaches units, CAM's event thread or, for a device that came
+    // while its unit was going, the task queue, has done so or will not.
+    driver::register_global_async(0, callback)?;
+    driver::async_barrier(patience)?;
+    task::pass(patience)?;
+    DRIVER.invalidate_all();
+    // The nodes' last calls, the opens', and the units' ends: a unit is alive
+    // until the last reference to it has gone, and CAM has freed it.
+    patience.wait(|| DRIVER.is_empty() && shared::live() == 0)?;
+    // No node is left: this does not wait.
+    DEVSW.drain();
+    // Whoever said so may have an instruction or two to go.
+    task::pass(patience)
 }

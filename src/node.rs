@@ -7,7 +7,7 @@ use crate::{
         cdev::{Device, Ioctl, Thread},
         errno::{EINVAL, ENOENT, ENOTTY, EPERM, Result},
         knlist::Knote,
-        periph::Periph,
+        periph::PeriphRef,
         shared::Shared,
     },
     module, notify, outstanding,
@@ -37,10 +37,9 @@ impl Device for Qpass {
     /// # Errors
     /// `ENXIO`: the device or the driver is going; `EPERM`: the securelevel is
     /// above 1, or not both FREAD and FWRITE; `EINVAL`: O_NONBLOCK.
-    fn open(periph: &Periph, flags: c_int, thread: Thread<'_>) -> Result<File> {
+    fn open(periph: &PeriphRef, flags: c_int, thread: Thread<'_>) -> Result<File> {
         const BOTH: c_int = (sys::FREAD | sys::FWRITE) as c_int;
         let module_use = module::begin_use()?;
-        let periph = periph.acquire()?;
         thread.securelevel_gt(1)?;
         if flags & BOTH != BOTH {
             return Err(EPERM);
@@ -48,7 +47,7 @@ impl Device for Qpass {
         if flags & sys::O_NONBLOCK as c_int != 0 {
             return Err(EINVAL);
         }
-        Ok(File(Open::new(periph, module_use)?))
+        Ok(File(Open::new(periph.clone(), module_use)?))
     }
 
     /// # Errors

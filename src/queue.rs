@@ -5,7 +5,7 @@
 //! behind in a kqueue: knotes hold it even after the device has gone.
 
 use crate::{
-    buffer::Zones,
+    buffer::{ZONES, Zones},
     kpi::{
         errno::{ENXIO, Result},
         fifo::Fifo,
@@ -14,7 +14,7 @@ use crate::{
         mutex::Mutex,
         periph::{Held, Periph, PeriphRef},
         selinfo::SelInfo,
-        shared::{Shared, SharedOnce},
+        shared::Shared,
         time::Deadline,
         tunable,
         zone::{Zone, ZoneBox},
@@ -384,7 +384,6 @@ impl Drop for Charge {
 /// An open's lease on its device.
 pub struct Open {
     periph: PeriphRef,
-    zones: SharedOnce<Zones>,
     /// Its completions.
     pub queue: Shared<Queue>,
 }
@@ -398,15 +397,16 @@ impl Open {
         let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
         let queue = Shared::new(Queue::new(module_use, unit.room().clone()));
         unit.opened(&mut periph.lock(), &queue)?;
-        Ok(Shared::new(Open {
-            periph,
-            zones: SharedOnce::new(),
-            queue,
-        }))
+        Ok(Shared::new(Open { periph, queue }))
     }
 
     /// The device's periph.
     pub fn periph(&self) -> &Periph {
+        &self.periph
+    }
+
+    /// The same, for who must keep it.
+    pub fn lease(&self) -> &PeriphRef {
         &self.periph
     }
 
@@ -418,15 +418,13 @@ impl Open {
         self.periph.softc::<Unit>().ok_or(ENXIO)
     }
 
-    /// The device's zones, made now if this is the first request. Sleeps.
+    /// The module's zones, made now if this is the first request. They stay
+    /// while there is an open. Sleeps.
     ///
     /// # Errors
-    /// `ENOMEM`, `ENXIO`.
+    /// `ENOMEM`.
     pub fn zones(&self) -> Result<&Zones> {
-        if self.zones.get().is_none() {
-            self.zones.set(self.unit()?.zones(&self.periph)?);
-        }
-        self.zones.get().ok_or(ENXIO)
+        ZONES.get_or_make(Zones::create)
     }
 
     /// The last close, or the device has gone: what is queued is cancelled,
@@ -447,7 +445,7 @@ impl Open {
 impl AsRef<Zone> for Open {
     /// The zone of its requests, of which there is one.
     fn as_ref(&self) -> &Zone {
-        self.zones.get().expect("zones").as_ref()
+        ZONES.get().expect("zones").as_ref()
     }
 }
 

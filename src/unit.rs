@@ -2,7 +2,7 @@
 //! to its last reference.
 
 use crate::{
-    buffer::{MAX_CHUNK, Zones},
+    buffer::{MAX_CHUNK, ZONES},
     ioctl::{Longest, Operation, Route},
     kpi::{
         alloc::KBox,
@@ -56,7 +56,6 @@ const OPENINGS_ASK: u32 = 8;
 static ROUTINES: Routines = Routines {
     ctor: ctor_entry,
     oninvalidate: oninvalidate_entry,
-    dtor: dtor_entry,
     start: start_entry,
     async_event: async_entry,
 };
@@ -90,7 +89,6 @@ pub(crate) struct State {
     pub(crate) gone: bool,
     pub(crate) opens: List<Queue>,
     last_open: u64,
-    zones: Option<Shared<Zones>>,
 }
 
 /// A namespace, and how it was formatted when it was asked last.
@@ -165,16 +163,19 @@ impl Unit {
         check(namespace.format()).or_else(|_| check(namespace.ask(periph)))
     }
 
-    /// Attaches to a device. The lock is dropped and taken again.
+    /// Attaches to a device, or lets it go again. The lock is dropped and taken
+    /// again.
+    ///
+    /// # Errors
+    /// `ENXIO`: nothing was done.
     fn attach(periph: &Periph, held: &mut Held<'_>) -> Result {
         // The node's, and until there is one, what keeps the periph here if
         // the device leaves while the lock is dropped.
-        let node_ref = periph.acquire()?;
-        let made = match Self::set_up(periph, held) {
+        let lease = PeriphRef::first(periph, &DRIVER, held)?;
+        let made = Self::set_up(periph, held).and_then(|()| {
             // make_dev_s(9) sleeps.
-            Ok(()) => held.unlocked(|| Node::make(&DEVSW, DRIVER.name(), node_ref)),
-            Err(errno) => Err((errno, node_ref)),
-        };
+            held.unlocked(|| Node::make(&DEVSW, DRIVER.name(), lease.clone()))
+        });
         match made {
             Ok(node) => {
                 let unit = periph.softc::<Unit>().ok_or(ENXIO)?;
@@ -186,20 +187,20 @@ impl Unit {
                     let _ = held.register_async(0, async_entry);
                 } else {
                     state.node = Some(node);
-                    Self::alias_later(periph, held);
+                    unit.alias_later(held);
                 }
-                Ok(())
             }
-            Err((errno, node_ref)) => {
-                // A failed constructor's periph is freed by its caller, with
-                // whatever references it has; giving one back would free it
-                // under the caller's feet.
-                core::mem::forget(node_ref);
+            Err(errno) => {
+                print::warn(periph.unit_number(), c"cannot attach, errno", errno.get());
+                // CAM frees the periph of a constructor that fails at once,
+                // whoever has found it while the lock was dropped. So this one
+                // does not fail: the unit goes as every other does.
                 // Cannot fail: nothing is allocated to deregister.
                 let _ = held.register_async(0, async_entry);
-                Err(errno)
+                held.invalidate();
             }
         }
+        Ok(())
     }
 
     fn set_up(periph: &Periph, held: &mut Held<'_>) -> Result {
@@ -227,7 +228,6 @@ impl Unit {
             gone: periph.is_invalid(held),
             opens: List::new(),
             last_open: 0,
-            zones: None,
         };
         let unit = Unit {
             maxio,
@@ -320,14 +320,13 @@ impl Unit {
     }
 
     /// Has the node's alias by physical path made, or made anew.
-    fn alias_later(periph: &Periph, held: &mut Held<'_>) {
-        let Ok(periph) = periph.acquire() else {
+    fn alias_later(&self, held: &mut Held<'_>) {
+        let Some(node) = &self.state.get(held).node else {
             return;
         };
-        if let Err((errno, periph)) = run_later(periph, Self::alias) {
+        if let Err((errno, periph)) = run_later(node.periph(), Self::alias) {
             let unit = periph.unit_number();
             print::warn(unit, c"no alias by physical path, errno", errno.get());
-            periph.release_locked(held);
         }
     }
 
@@ -374,27 +373,9 @@ impl Unit {
         Ok(())
     }
 
-    /// Takes an open off; the last one takes the zones along.
+    /// Takes an open off.
     pub fn closed(&self, held: &mut Held<'_>, queue: &Shared<Queue>) {
-        let state = self.state.get(held);
-        state.opens.remove(queue);
-        if state.opens.is_empty() {
-            state.zones = None;
-        }
-    }
-
-    /// The device's zones, made now if there are none. Sleeps.
-    ///
-    /// # Errors
-    /// `ENOMEM`.
-    pub fn zones(&self, periph: &Periph) -> Result<Shared<Zones>> {
-        if let Some(zones) = &self.state.get(&mut periph.lock()).zones {
-            return Ok(zones.clone());
-        }
-        // Two first requests may both get here; one set is thrown away.
-        let fresh = Shared::new(Zones::create()?);
-        let mut held = periph.lock();
-        Ok(self.state.get(&mut held).zones.get_or_insert(fresh).clone())
+        self.state.get(held).opens.remove(queue);
     }
 
     /// Queues requests that all go to the device.
@@ -556,7 +537,12 @@ unsafe extern "C" fn init_entry() {
 
 /// periphdriver_unregister(9): the module lets every unit go.
 unsafe extern "C" fn deinit_entry() -> c_int {
-    crate::kpi::errno::to_c(module::detach_all(async_entry))
+    let gone = module::detach_all(async_entry);
+    if gone.is_ok() {
+        // SAFETY: every open has gone, and with it every item; none can come.
+        unsafe { ZONES.destroy() };
+    }
+    crate::kpi::errno::to_c(gone)
 }
 
 /// AC_FOUND_DEVICE without a periph, AC_LOST_DEVICE with one.
@@ -574,7 +560,9 @@ unsafe extern "C" fn async_entry(
                 let periph = Periph::from_raw(arg.cast());
                 (periph, periph.locked())
             };
-            Unit::alias_later(periph, &mut held);
+            if let Some(unit) = periph.softc::<Unit>() {
+                unit.alias_later(&mut held);
+            }
         }
         return;
     }
@@ -608,13 +596,7 @@ unsafe extern "C" fn ctor_entry(
     };
     match Unit::attach(periph, &mut held) {
         Ok(()) => sys::CAM_REQ_CMP,
-        Err(errno) => {
-            print::warn(periph.unit_number(), c"cannot attach, errno", errno.get());
-            // SAFETY: nobody was told of the unit, or not any more.
-            let unit = unsafe { periph.take_softc::<Unit>() };
-            held.unlocked(|| drop(unit));
-            sys::CAM_REQ_CMP_ERR
-        }
+        Err(_) => sys::CAM_REQ_CMP_ERR,
     }
 }
 
@@ -628,18 +610,6 @@ unsafe extern "C" fn oninvalidate_entry(periph: *mut sys::cam_periph) {
     if let Some(unit) = periph.softc::<Unit>() {
         unit.invalidate(&mut held);
     }
-}
-
-/// The last reference has gone; the device lock is held.
-unsafe extern "C" fn dtor_entry(periph: *mut sys::cam_periph) {
-    // SAFETY: with no reference to the periph left, no call and no request can
-    // have one to the unit.
-    let (mut held, unit) = unsafe {
-        let periph = Periph::from_raw(periph);
-        (periph.locked(), periph.take_softc::<Unit>())
-    };
-    // Waits for who reads a sysctl. CAM expects the lock to be dropped here.
-    held.unlocked(|| drop(unit));
 }
 
 /// CAM has a CCB for this periph, for which it was not asked: requests bring

@@ -4,9 +4,9 @@
 use super::{
     alloc::KBox,
     ccb::Ccb,
-    errno::{EINVAL, ENOTTY, Errno, Result, check, to_c},
+    errno::{EINVAL, ENOTTY, Result, check, to_c},
     knlist::Knote,
-    periph::{Periph, PeriphRef},
+    periph::PeriphRef,
     task::OnTaskqueueThread,
     user::{Plain, UserPtr},
 };
@@ -121,7 +121,7 @@ pub trait Device: 'static {
     ///
     /// # Errors
     /// What open(2) returns.
-    fn open(periph: &Periph, flags: c_int, thread: Thread<'_>) -> Result<Self::Open>;
+    fn open(periph: &PeriphRef, flags: c_int, thread: Thread<'_>) -> Result<Self::Open>;
     /// ioctl(2).
     ///
     /// # Errors
@@ -163,7 +163,7 @@ impl DevSw {
     }
 }
 
-/// A device node, with the reference to the periph that its calls rely on.
+/// A device node, with the lease on the periph that its calls rely on.
 pub struct Node {
     cdev: NonNull<sys::cdev>,
     /// Its other name, by physical path; it goes with the node.
@@ -184,12 +184,8 @@ impl Node {
     /// make_dev_s(9): `/dev/NAMEn`, root:operator 0600. Sleeps.
     ///
     /// # Errors
-    /// Those of make_dev_s(9), and the reference comes back.
-    pub fn make(
-        devsw: &'static DevSw,
-        name: &'static CStr,
-        periph: PeriphRef,
-    ) -> core::result::Result<Node, (Errno, PeriphRef)> {
+    /// Those of make_dev_s(9).
+    pub fn make(devsw: &'static DevSw, name: &'static CStr, periph: PeriphRef) -> Result<Node> {
         // SAFETY: plain data; make_dev_args_init(9) is this and the size.
         let mut args: sys::make_dev_args = unsafe { core::mem::zeroed() };
         args.mda_size = size_of::<sys::make_dev_args>();
@@ -213,11 +209,19 @@ impl Node {
                 cdev,
                 alias: core::ptr::null_mut(),
             }),
-            // SAFETY: no node keeps the reference.
-            (error, _) => Err((error.err().unwrap_or(EINVAL), unsafe {
-                PeriphRef::from_raw(periph)
-            })),
+            (error, _) => {
+                // SAFETY: no node keeps the lease.
+                drop(unsafe { PeriphRef::from_raw(periph) });
+                Err(error.err().unwrap_or(EINVAL))
+            }
         }
+    }
+
+    /// A lease on its periph.
+    pub fn periph(&self) -> PeriphRef {
+        // SAFETY: the node, which is not destroyed, keeps the lease of make().
+        let lease = unsafe { PeriphRef::peek((*self.cdev.as_ptr()).si_drv1) };
+        PeriphRef::clone(&lease)
     }
 
     /// What [`Aliasing::make`] needs.
@@ -234,8 +238,8 @@ impl Node {
     }
 
     /// destroy_dev_sched_cb(9): the name goes now; opens are torn down on
-    /// `taskqueue_thread` when no call is left in them; then the reference to
-    /// the periph goes. Does not sleep.
+    /// `taskqueue_thread` when no call is left in them; then the lease on the
+    /// periph goes. Does not sleep.
     pub fn destroy(self) {
         // SAFETY: the node is ours, once; si_drv1 is read before devfs(5)
         // clears it.
@@ -269,7 +273,7 @@ impl Aliasing {
 }
 
 unsafe extern "C" fn destroyed(periph: *mut c_void) {
-    // SAFETY: the reference that make() gave to the node.
+    // SAFETY: the lease that make() gave to the node.
     drop(unsafe { PeriphRef::from_raw(periph) });
 }
 
@@ -279,14 +283,14 @@ unsafe extern "C" fn open_entry<D: Device>(
     _fmt: c_int,
     td: *mut sys::thread,
 ) -> c_int {
-    // SAFETY: devfs(5) keeps the node, and the node its periph, for the call.
+    // SAFETY: devfs(5) keeps the node, and the node its lease, for the call.
     let (periph, thread) = unsafe {
         (
-            Periph::from_raw((*dev).si_drv1.cast()),
+            PeriphRef::peek((*dev).si_drv1),
             Thread(NonNull::new_unchecked(td), PhantomData),
         )
     };
-    let open = match D::open(periph, flags, thread) {
+    let open = match D::open(&periph, flags, thread) {
         Ok(open) => KBox::new(open).into_raw(),
         Err(errno) => return errno.get(),
     };

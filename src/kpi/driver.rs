@@ -1,28 +1,32 @@
 //! CAM peripheral drivers: registration, and the events that tell of devices.
 
 use super::{
+    alloc::KBox,
+    ccb::Ccb,
     errno::{EINTR, Result, check},
     mutex::{mtx_lock, mtx_unlock},
-    periph::{PeriphRef, cam_status},
+    patience::Patience,
+    periph::{Periph, cam_status},
 };
 use core::{
     cell::UnsafeCell,
     ffi::{CStr, c_int, c_void},
-    sync::atomic::{AtomicU64, Ordering},
+    ptr::{NonNull, null_mut},
+    sync::atomic::{AtomicBool, AtomicPtr, Ordering},
 };
 use sys_bindings as sys;
 
 /// The driver's callback for asynchronous events.
 pub type AsyncFn = unsafe extern "C" fn(*mut c_void, u32, *mut sys::cam_path, *mut c_void);
 
-/// The four routines of a periph, and its asynchronous callback.
+/// The routines of a periph, and its asynchronous callback. There is no
+/// destructor: what there is to tear down is torn down before CAM's last
+/// reference goes, see [`PeriphRef`](super::periph::PeriphRef).
 pub struct Routines {
     /// Constructor, in cam_periph_alloc(9).
     pub ctor: unsafe extern "C" fn(*mut sys::cam_periph, *mut c_void) -> sys::cam_status,
     /// The device is going.
     pub oninvalidate: unsafe extern "C" fn(*mut sys::cam_periph),
-    /// The last reference went.
-    pub dtor: unsafe extern "C" fn(*mut sys::cam_periph),
     /// CAM has a CCB for a scheduled periph.
     pub start: unsafe extern "C" fn(*mut sys::cam_periph, *mut sys::ccb),
     /// Devices come and go.
@@ -57,7 +61,7 @@ impl Driver {
         topology(|| unsafe {
             let mut at = sys::periph_drivers;
             let mut found = false;
-            while !(*at).is_null() {
+            while !at.is_null() && !(*at).is_null() {
                 found |= CStr::from_ptr((**at).driver_name) == name;
                 at = at.add(1);
             }
@@ -111,7 +115,7 @@ impl Driver {
         // SAFETY: the topology lock guards the list, which NULL ends.
         topology(|| unsafe {
             let mut end = sys::periph_drivers;
-            while !(*end).is_null() {
+            while !end.is_null() && !(*end).is_null() {
                 end = end.add(1);
             }
             if end != sys::periph_drivers {
@@ -130,8 +134,22 @@ impl Driver {
         topology(|| unsafe { (*self.0.get()).units.tqh_first.is_null() })
     }
 
-    /// A reference to some unit that is not going yet.
-    pub fn first(&'static self) -> Option<PeriphRef> {
+    /// cam_periph_invalidate(9) for every unit.
+    ///
+    /// No unit is being attached, nor will be.
+    pub fn invalidate_all(&'static self) {
+        while let Some(unit) = self.first() {
+            // SAFETY: first() gave a reference, which goes here. It is not the
+            // last one: every attached unit is leased until it has gone.
+            unsafe {
+                Periph::from_raw(unit.as_ptr()).lock().invalidate();
+                sys::cam_periph_release(unit.as_ptr());
+            }
+        }
+    }
+
+    /// A unit that is not going yet, with a reference to it.
+    fn first(&'static self) -> Option<NonNull<sys::cam_periph>> {
         // SAFETY: the topology lock guards the list and the counts; a unit on
         // the list without CAM_PERIPH_INVALID has a count of one at least.
         topology(|| unsafe {
@@ -139,12 +157,22 @@ impl Driver {
             while !periph.is_null() && (*periph).flags & sys::CAM_PERIPH_INVALID != 0 {
                 periph = (*periph).unit_links.tqe_next;
             }
-            if periph.is_null() {
-                return None;
-            }
-            (*periph).refcount += 1;
-            Some(PeriphRef::from_raw(periph.cast()))
+            let periph = NonNull::new(periph)?;
+            (*periph.as_ptr()).refcount += 1;
+            Some(periph)
         })
+    }
+
+    /// Makes void what XPT_DEV_MATCH has saved of its walks over the units.
+    ///
+    /// # Safety
+    /// The topology lock is held.
+    pub(super) unsafe fn list_changed(&'static self) {
+        // SAFETY: the topology lock guards the generation.
+        unsafe {
+            let generation = &raw mut (*self.0.get()).generation;
+            *generation = (*generation).wrapping_add(1);
+        }
     }
 
     /// cam_periph_alloc(9), in the driver's AC_FOUND_DEVICE callback.
@@ -166,7 +194,7 @@ impl Driver {
             sys::cam_periph_alloc(
                 Some(routines.ctor),
                 Some(routines.oninvalidate),
-                Some(routines.dtor),
+                None,
                 Some(routines.start),
                 (*self.0.get()).driver_name,
                 sys::CAM_PERIPH_BIO,
@@ -212,89 +240,93 @@ pub fn register_global_async(events: u32, callback: AsyncFn) -> Result {
     })
 }
 
-/// The barrier's mark on its event, and how many it has seen.
-const CONTRACT: u64 = u64::from_be_bytes(*b"qpassbar");
-static BARRIERS: AtomicU64 = AtomicU64::new(0);
+/// A CCB on its way through CAM's event thread.
+struct Probe {
+    ccb: Ccb,
+    path: *mut sys::cam_path,
+    passed: AtomicBool,
+}
 
-/// Waits until CAM's event thread has finished what it had begun.
+/// The one that is under way: [`async_barrier`]'s, or one that it gave up.
+static PROBE: AtomicPtr<Probe> = AtomicPtr::new(null_mut());
+
+/// Waits until CAM's event thread has finished what it had begun. For one
+/// thread at a time: the module's unload. Sleeps.
 ///
-/// A callback that was deregistered may be running still. Events are handled
-/// one by one: when one that is sent now has come through, the others have
-/// left. The last instruction of the barrier's own callback is waited for by
-/// taking the lock that it is called under. Sleeps.
+/// A callback that was deregistered may be running still. The event thread
+/// handles the XPT_ASYNC CCBs that it is given one by one: when one that is
+/// sent now has come through, the callbacks of those before it have returned.
+/// It carries no event and calls nobody but [`probe_done`].
 ///
 /// # Errors
-/// `ENXIO`: CAM could not make a path.
-pub fn async_barrier() -> Result {
-    let mut path = core::ptr::null_mut();
-    // SAFETY: xpt_create_path(9) fills in the path on success; it, its mutex
-    // and the static callback are used while both are valid, and the callback
-    // is deregistered before the path goes.
-    unsafe {
-        cam_status(sys::xpt_create_path(
+/// `EBUSY`: it has not come through in time, and is still on its way: the
+/// module must stay until a later call has succeeded. `ENXIO`: CAM could not
+/// make a path.
+pub fn async_barrier(patience: &Patience) -> Result {
+    wait_for_probe(patience)?;
+    let mut path = null_mut();
+    // SAFETY: xpt_create_path(9) fills in the path on success.
+    cam_status(unsafe {
+        sys::xpt_create_path(
             &mut path,
-            core::ptr::null_mut(),
+            null_mut(),
             sys::QPC_CAM_XPT_PATH_ID,
             sys::QPC_CAM_TARGET_WILDCARD,
             sys::QPC_CAM_LUN_WILDCARD,
-        ))?;
+        )
+    })?;
+    let probe = KBox::new(Probe {
+        ccb: Ccb::zeroed(),
+        path,
+        passed: AtomicBool::new(false),
+    })
+    .into_raw()
+    .cast::<Probe>();
+    PROBE.store(probe, Ordering::SeqCst);
+    // SAFETY: the probe and its path stay until wait_for_probe() has seen that
+    // CAM is through with both.
+    unsafe {
+        let ccb = (*probe).ccb.as_ptr();
         let mtx = sys::xpt_path_mtx(path);
+        sys::xpt_setup_ccb_flags(&raw mut (*ccb).ccb_h, path, sys::QPC_CAM_PRIORITY_NORMAL, 0);
+        (*ccb).ccb_h.func_code = sys::XPT_ASYNC;
+        (*ccb).ccb_h.cbfcnp = Some(probe_done);
         mtx_lock(mtx);
-        let registered = cam_status(sys::xpt_register_async(
-            sys::AC_CONTRACT as i32,
-            Some(barrier_event),
-            core::ptr::null_mut(),
-            path,
-        ));
+        sys::xpt_action(ccb);
         mtx_unlock(mtx);
-        if registered.is_ok() {
-            let before = BARRIERS.load(Ordering::SeqCst);
-            let mut contract: sys::ac_contract = core::mem::zeroed();
-            contract.contract_number = CONTRACT;
-            loop {
-                // xpt_async() does without memory by doing nothing: ask again.
-                sys::xpt_async(sys::AC_CONTRACT, path, (&raw mut contract).cast());
-                mtx_lock(mtx);
-                if BARRIERS.load(Ordering::SeqCst) == before {
-                    sys::_sleep(
-                        (&raw const BARRIERS).cast(),
-                        &raw mut (*mtx).lock_object,
-                        0,
-                        c"qpbarr".as_ptr(),
-                        sys::QPC_SBT_1S as i64,
-                        0,
-                        0,
-                    );
-                }
-                let passed = BARRIERS.load(Ordering::SeqCst) != before;
-                mtx_unlock(mtx);
-                if passed {
-                    break;
-                }
-            }
-            mtx_lock(mtx);
-            // Deregistering cannot fail: it allocates nothing.
-            sys::xpt_register_async(0, Some(barrier_event), core::ptr::null_mut(), path);
-            mtx_unlock(mtx);
-        }
-        sys::xpt_free_path(path);
-        registered
     }
+    wait_for_probe(patience)
 }
 
-unsafe extern "C" fn barrier_event(
-    _arg: *mut c_void,
-    _code: u32,
-    _path: *mut sys::cam_path,
-    data: *mut c_void,
-) {
-    // SAFETY: an AC_CONTRACT event carries a struct ac_contract.
-    let number = unsafe { data.cast::<sys::ac_contract>().as_ref() }.map(|c| c.contract_number);
-    if number == Some(CONTRACT) {
-        BARRIERS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: only an address to wake sleepers on.
-        unsafe { sys::wakeup((&raw const BARRIERS).cast()) };
+/// Waits for the probe that is under way, if there is one, and frees it.
+fn wait_for_probe(patience: &Patience) -> Result {
+    let probe = PROBE.load(Ordering::SeqCst);
+    if probe.is_null() {
+        return Ok(());
     }
+    // SAFETY: async_barrier() made it, and it stays until it is freed below.
+    unsafe {
+        patience.wait(|| (*probe).passed.load(Ordering::SeqCst))?;
+        // Without CAM_UNLOCKED, the callback runs under the path's mutex: with
+        // that taken once, its last instruction is over.
+        let mtx = sys::xpt_path_mtx((*probe).path);
+        mtx_lock(mtx);
+        mtx_unlock(mtx);
+        PROBE.store(null_mut(), Ordering::SeqCst);
+        let probe = KBox::<Probe>::from_raw(probe.cast());
+        sys::xpt_free_path(probe.path);
+    }
+    Ok(())
+}
+
+unsafe extern "C" fn probe_done(_periph: *mut sys::cam_periph, _ccb: *mut sys::ccb) {
+    // SAFETY: the one that is under way is this one: another is sent only when
+    // it has been freed, and that waits for this callback.
+    unsafe {
+        (*PROBE.load(Ordering::SeqCst))
+            .passed
+            .store(true, Ordering::SeqCst)
+    };
 }
 
 /// Hands an event that is not the driver's own to cam_periph_async(9), which

@@ -32,9 +32,13 @@ pub mod module;
 #[cfg(not(test))]
 pub mod mutex;
 #[cfg(not(test))]
+pub mod once;
+#[cfg(not(test))]
 pub mod pages;
 #[cfg(not(test))]
 pub mod panic;
+#[cfg(not(test))]
+pub mod patience;
 #[cfg(not(test))]
 pub mod periph;
 #[cfg(not(test))]

@@ -4,8 +4,10 @@ use super::{
     alloc::KBox,
     ccb::{Ccb, StartCcb, error_routine},
     cdev::Ioctl,
+    driver::{Driver, pause_ms},
     errno::{ENXIO, Errno, Result, check},
     mutex::{mtx_lock, mtx_unlock},
+    shared::Shared,
 };
 use crate::nvme;
 use core::{
@@ -15,7 +17,7 @@ use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
     ops::Deref,
-    ptr::NonNull,
+    ptr::{self, NonNull},
 };
 use sys_bindings as sys;
 
@@ -59,7 +61,7 @@ impl Periph {
     /// The driver's own data, if it is a `T`.
     pub fn softc<T: Sync + 'static>(&self) -> Option<&T> {
         // SAFETY: attach_softc() put it there, before anything else could ask,
-        // and it stays until the destructor, when no reference is left.
+        // and it stays until no lease is left and no callback can come.
         let softc = unsafe { (*self.0.get()).softc.cast::<Softc<T>>().as_ref()? };
         (softc.kind == TypeId::of::<T>()).then_some(&softc.value)
     }
@@ -75,46 +77,13 @@ impl Periph {
     ) -> core::result::Result<(), (Errno, T)> {
         let softc = KBox::try_new_or_back(Softc {
             kind: TypeId::of::<T>(),
+            free: free_softc::<T>,
             value,
         })
         .map_err(|(errno, softc)| (errno, softc.value))?;
         // SAFETY: the field is the driver's, and nobody looks yet.
         unsafe { (*self.0.get()).softc = softc.into_raw() };
         Ok(())
-    }
-
-    /// Takes the driver's own data out.
-    ///
-    /// # Safety
-    /// It is a `T`, and no reference from [`softc`](Self::softc) is in use:
-    /// the periph's destructor, or a constructor that fails.
-    pub unsafe fn take_softc<T>(&self) -> Option<KBox<Softc<T>>> {
-        // SAFETY: the field is the driver's; the box is attach_softc()'s.
-        unsafe {
-            let softc = core::mem::replace(&mut (*self.0.get()).softc, core::ptr::null_mut());
-            (!softc.is_null()).then(|| KBox::from_raw(softc))
-        }
-    }
-
-    /// cam_periph_acquire(9).
-    ///
-    /// # Errors
-    /// `ENXIO`: the device is going.
-    pub fn acquire(&self) -> Result<PeriphRef> {
-        // SAFETY: alive now, and for as long as the new reference is held.
-        check(unsafe { sys::cam_periph_acquire(self.0.get()) }).map_err(|_| ENXIO)?;
-        // SAFETY: not null.
-        Ok(PeriphRef(unsafe { NonNull::new_unchecked(self.0.get()) }))
-    }
-
-    /// cam_periph_doacquire(9): one more reference, also where the device is going,
-    /// besides the one that the caller's borrow comes with.
-    pub fn reference(&self) -> PeriphRef {
-        // SAFETY: alive, for the caller has a reference.
-        unsafe {
-            sys::cam_periph_doacquire(self.0.get());
-            PeriphRef(NonNull::new_unchecked(self.0.get()))
-        }
     }
 
     /// Takes the device lock.
@@ -148,56 +117,183 @@ impl Periph {
 
 /// A driver's own data, and what it is: a softc is a `void *` to CAM.
 #[repr(C)]
-pub struct Softc<T> {
+struct Softc<T> {
     kind: TypeId,
+    /// Frees the whole, for who does not know what it is.
+    free: unsafe fn(*mut c_void),
     value: T,
 }
 
-/// A reference to a periph. It must go where the device lock is not held.
-pub struct PeriphRef(NonNull<sys::cam_periph>);
+/// # Safety
+/// `softc` is attach_softc()'s box of a `T`, and nobody looks at it any more.
+unsafe fn free_softc<T>(softc: *mut c_void) {
+    // SAFETY: the caller's promise.
+    drop(unsafe { KBox::<Softc<T>>::from_raw(softc) });
+}
 
-// SAFETY: CAM counts references under its own lock.
+/// A counted lease on a periph: while one is held, it and the driver's own
+/// data stay.
+///
+/// CAM knows one reference for all leases of a periph. The last lease may go
+/// anywhere, with any lock held; what it leaves is torn down on
+/// `taskqueue_thread`, and only then CAM's reference goes, see [`Leased`].
+pub struct PeriphRef {
+    periph: NonNull<sys::cam_periph>,
+    lease: Shared<Leased>,
+}
+
+// SAFETY: CAM counts references under its own lock; leases are counted.
 unsafe impl Send for PeriphRef {}
 // SAFETY: as above.
 unsafe impl Sync for PeriphRef {}
 
 impl PeriphRef {
-    /// Gives the reference away, for the kernel to keep.
-    pub fn into_raw(self) -> *mut c_void {
-        ManuallyDrop::new(self).0.as_ptr().cast()
+    /// The first lease on a periph, in its constructor. Sleeps, with the lock
+    /// dropped.
+    ///
+    /// # Errors
+    /// `ENXIO`: the device is going.
+    pub fn first(periph: &Periph, driver: &'static Driver, held: &mut Held<'_>) -> Result<Self> {
+        // SAFETY: alive now, and for as long as the reference is held.
+        check(unsafe { sys::cam_periph_acquire(periph.0.get()) }).map_err(|_| ENXIO)?;
+        // SAFETY: not null.
+        let periph = unsafe { NonNull::new_unchecked(periph.0.get()) };
+        let leased = Leased { periph, driver };
+        let lease = held.unlocked(|| Shared::new(leased));
+        Ok(PeriphRef { periph, lease })
     }
 
-    /// Takes the reference back.
+    /// Gives the lease away, for the kernel to keep.
+    pub fn into_raw(self) -> *mut c_void {
+        self.lease.into_raw()
+    }
+
+    /// Takes the lease back.
     ///
     /// # Safety
-    /// `raw` came from [`into_raw`](Self::into_raw), once.
+    /// `raw` came from [`into_raw`](Self::into_raw) and was not taken back
+    /// since.
     pub unsafe fn from_raw(raw: *mut c_void) -> Self {
-        // SAFETY: into_raw gave a non-null pointer.
-        PeriphRef(unsafe { NonNull::new_unchecked(raw.cast()) })
+        // SAFETY: the caller's promise.
+        let lease = unsafe { Shared::<Leased>::from_raw(raw) };
+        PeriphRef {
+            periph: lease.periph,
+            lease,
+        }
+    }
+
+    /// Looks at a lease that the kernel keeps.
+    ///
+    /// # Safety
+    /// `raw` came from [`into_raw`](Self::into_raw) and is not taken back while
+    /// the value is there.
+    pub unsafe fn peek(raw: *mut c_void) -> ManuallyDrop<Self> {
+        // SAFETY: the caller's promise; what is not dropped takes nothing.
+        ManuallyDrop::new(unsafe { Self::from_raw(raw) })
     }
 }
 
-impl PeriphRef {
-    /// Gives the reference back where the device lock is held. It is not the
-    /// last one: the caller relies on another.
-    pub fn release_locked(self, _held: &mut Held<'_>) {
-        // SAFETY: the reference is ours, once; the device lock is held.
-        unsafe { sys::cam_periph_release_locked(ManuallyDrop::new(self).0.as_ptr()) };
+impl Clone for PeriphRef {
+    fn clone(&self) -> Self {
+        PeriphRef {
+            periph: self.periph,
+            lease: self.lease.clone(),
+        }
     }
 }
 
 impl Deref for PeriphRef {
     type Target = Periph;
     fn deref(&self) -> &Periph {
-        // SAFETY: the reference keeps it alive.
-        unsafe { Periph::from_raw(self.0.as_ptr()) }
+        // SAFETY: the lease keeps it alive.
+        unsafe { Periph::from_raw(self.periph.as_ptr()) }
     }
 }
 
-impl Drop for PeriphRef {
+/// CAM's reference for all leases of a periph. It is dropped when no lease is
+/// left, on `taskqueue_thread`.
+///
+/// It must be the last reference, and nobody may find the periph while it goes.
+/// camperiphfree() lets the topology lock go between its decision and the
+/// removal of the periph from the lists, and XPT_DEV_MATCH, which goes on from
+/// a position that it has saved, takes the periph of that position under that
+/// lock if the list has not changed, whatever its count: it would take one that
+/// is being freed. So, under the device lock and the topology lock,
+///
+/// - the periph is first marked as one that is being freed: a walk that comes
+///   by does not take it any more;
+/// - while a walk still has it, the reference stays;
+/// - when nobody has it, and so nobody can save its position again, the list
+///   is said to have changed: positions that were saved are void; and the last
+///   reference goes before the lock does.
+///
+/// The walk by devices is kept out by the device lock. There is no destructor
+/// that would let that go.
+struct Leased {
+    periph: NonNull<sys::cam_periph>,
+    driver: &'static Driver,
+}
+
+// SAFETY: CAM counts references under its own lock.
+unsafe impl Send for Leased {}
+// SAFETY: as above.
+unsafe impl Sync for Leased {}
+
+impl Drop for Leased {
     fn drop(&mut self) {
-        // SAFETY: the reference is ours, once; takes the device lock itself.
-        unsafe { sys::cam_periph_release(self.0.as_ptr()) };
+        // SAFETY: no lease is left, so the driver's own calls are over, and
+        // the periph is invalid, so no new ones come; the reference keeps it.
+        let periph = unsafe { Periph::from_raw(self.periph.as_ptr()) };
+        let held = periph.lock();
+        // SAFETY: the field is the driver's; callbacks of CAM's that look at
+        // it do so under the device lock.
+        let softc = unsafe { core::mem::replace(&mut (*periph.0.get()).softc, ptr::null_mut()) };
+        drop(held);
+        if !softc.is_null() {
+            // SAFETY: attach_softc()'s box, whose two first fields are there
+            // for every type. Sleeps, until nobody reads a sysctl.
+            unsafe { ((*softc.cast::<Softc<()>>()).free)(softc) };
+        }
+        // SAFETY: the reference is ours, once.
+        if !unsafe { self.release_if_last() } {
+            // Other tasks of this thread go before the next attempt.
+            pause_ms(1);
+            drop(Shared::new(Leased {
+                periph: self.periph,
+                driver: self.driver,
+            }));
+        }
+    }
+}
+
+impl Leased {
+    /// Gives CAM's reference back if there is no other; says whether it did.
+    ///
+    /// # Safety
+    /// The reference is ours, and gone if the answer is yes.
+    unsafe fn release_if_last(&self) -> bool {
+        let periph = self.periph.as_ptr();
+        // SAFETY: alive until the release, which CAM wants under both locks.
+        // CAM destroys the mutex of a device that goes with its last periph
+        // only when it is free.
+        unsafe {
+            let mtx = sys::xpt_path_mtx((*periph).path);
+            mtx_lock(mtx);
+            sys::xpt_lock_buses();
+            assert!(
+                (*periph).flags & sys::CAM_PERIPH_INVALID != 0,
+                "the last lease of a periph that is not going"
+            );
+            (*periph).flags |= sys::CAM_PERIPH_FREE;
+            let is_last = (*periph).refcount == 1;
+            if is_last {
+                self.driver.list_changed();
+                sys::cam_periph_release_locked_buses(periph);
+            }
+            sys::xpt_unlock_buses();
+            mtx_unlock(mtx);
+            is_last
+        }
     }
 }
 
@@ -256,8 +352,8 @@ impl Held<'_> {
 
     /// cam_periph_invalidate(9).
     pub fn invalidate(&mut self) {
-        // SAFETY: the lock is held, and the caller's borrow of the periph
-        // comes with a reference besides the one that this drops.
+        // SAFETY: the lock is held, and besides the reference that this drops
+        // there is that of the leases.
         unsafe { sys::cam_periph_invalidate(self.periph.0.get()) };
     }
 

@@ -11,10 +11,9 @@ use super::{
 use core::{
     cell::UnsafeCell,
     ffi::{c_int, c_void},
-    mem::ManuallyDrop,
     ops::Deref,
     ptr::NonNull,
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence},
 };
 use sys_bindings as sys;
 
@@ -24,13 +23,6 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 /// How many values are alive.
 pub fn live() -> usize {
     LIVE.load(Ordering::SeqCst)
-}
-
-/// Waits until every task that is queued now has run, the last instruction of
-/// it included (taskqueue(9)). Sleeps.
-pub fn drain() {
-    // SAFETY: the kernel set taskqueue_thread up at SI_SUB_TASKQ.
-    unsafe { sys::taskqueue_drain_all(sys::taskqueue_thread) };
 }
 
 struct Inner<T> {
@@ -128,51 +120,6 @@ impl<T: Send + Sync> Drop for Shared<T> {
             // SAFETY: the task is initialised and queued once, by the one who
             // brought the count to zero.
             unsafe { sys::taskqueue_enqueue(sys::taskqueue_thread, inner.task.get()) };
-        }
-    }
-}
-
-/// A reference that is put in once.
-pub struct SharedOnce<T: Send + Sync + 'static>(AtomicPtr<Inner<T>>);
-
-impl<T: Send + Sync> SharedOnce<T> {
-    /// Empty.
-    pub const fn new() -> Self {
-        SharedOnce(AtomicPtr::new(core::ptr::null_mut()))
-    }
-
-    /// The value, once it is there.
-    pub fn get(&self) -> Option<&T> {
-        // SAFETY: the reference that was put in stays as long as self.
-        unsafe { self.0.load(Ordering::Acquire).as_ref() }.map(|inner| &inner.value)
-    }
-
-    /// Puts it in, unless there is one.
-    pub fn set(&self, value: Shared<T>) {
-        let new = ManuallyDrop::new(value).0.as_ptr();
-        let null = core::ptr::null_mut();
-        let set = self
-            .0
-            .compare_exchange(null, new, Ordering::AcqRel, Ordering::Relaxed);
-        if set.is_err() {
-            // SAFETY: the reference that was not put in.
-            drop(unsafe { Shared::<T>::from_raw(new.cast()) });
-        }
-    }
-}
-
-impl<T: Send + Sync> Default for SharedOnce<T> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl<T: Send + Sync> Drop for SharedOnce<T> {
-    fn drop(&mut self) {
-        let inner = *self.0.get_mut();
-        if !inner.is_null() {
-            // SAFETY: the reference that was put in, once.
-            drop(unsafe { Shared::<T>::from_raw(inner.cast()) });
         }
     }
 }

@@ -1,9 +1,14 @@
 //! taskqueue(9): work for `taskqueue_thread`, where sleeping is allowed.
 
-use super::{alloc::KBox, errno::Errno};
+use super::{
+    alloc::KBox,
+    errno::{self, Errno},
+    patience::Patience,
+};
 use core::{
     cell::UnsafeCell,
     ffi::{c_int, c_void},
+    sync::atomic::{AtomicU64, Ordering},
 };
 use sys_bindings as sys;
 
@@ -47,4 +52,57 @@ unsafe extern "C" fn run_job<T>(context: *mut c_void, _pending: c_int) {
     // SAFETY: the context is the job that run_later() gave away, once.
     let job = unsafe { KBox::<Job<T>>::from_raw(context) }.into_inner();
     (job.run)(job.value, OnTaskqueueThread(()));
+}
+
+/// The task by which [`pass`] learns that its turn has come.
+struct Passage {
+    task: UnsafeCell<sys::task>,
+    /// How often it was queued, and how often it has run.
+    queued: AtomicU64,
+    passed: AtomicU64,
+}
+
+// SAFETY: taskqueue(9) guards a queued task with its own lock; the counts are
+// atomic.
+unsafe impl Sync for Passage {}
+
+static PASSAGE: Passage = Passage {
+    // SAFETY: a task is plain data; pass() fills in the rest.
+    task: UnsafeCell::new(unsafe { core::mem::zeroed() }),
+    queued: AtomicU64::new(0),
+    passed: AtomicU64::new(0),
+};
+
+/// Waits until every task that is queued now has run, the last instruction of
+/// it included. For one thread at a time: the module's load and unload. Sleeps.
+///
+/// taskqueue_drain_all(9) does as much, and never returns when some other
+/// driver's task is stuck.
+///
+/// # Errors
+/// `EBUSY`: they have not run in time. The task of this call is still queued:
+/// the module must stay until a later call has succeeded.
+pub fn pass(patience: &Patience) -> errno::Result {
+    let has_passed =
+        || PASSAGE.passed.load(Ordering::SeqCst) == PASSAGE.queued.load(Ordering::SeqCst);
+    // One that an earlier call gave up is in the queue, before what was queued
+    // since.
+    patience.wait(has_passed)?;
+    let task = PASSAGE.task.get();
+    // SAFETY: it is not queued, so nobody looks at it; this is TASK_INIT(9)
+    // with the lowest priority, so that it comes after all that are queued.
+    unsafe {
+        (*task).ta_func = Some(passed);
+        PASSAGE.queued.fetch_add(1, Ordering::SeqCst);
+        sys::taskqueue_enqueue(sys::taskqueue_thread, task);
+    }
+    patience.wait(has_passed)?;
+    // SAFETY: the task has said all it had to: what is left of it is waited
+    // for, a few instructions.
+    unsafe { sys::taskqueue_drain(sys::taskqueue_thread, task) };
+    Ok(())
+}
+
+unsafe extern "C" fn passed(_context: *mut c_void, _pending: c_int) {
+    PASSAGE.passed.fetch_add(1, Ordering::SeqCst);
 }

@@ -27,7 +27,7 @@ pub fn functions() -> Vec<Export> {
         memory::{ malloc, free, malloc_init, malloc_uninit, uma_zcreate, uma_zdestroy, uma_zalloc_arg, uma_zfree_arg }
         user::{ copyin, copyout }
         vm::{ vm_fault_quick_hold_pages, vm_page_unhold_pages, vm_page_dirty_KBI, vm_page_trysbusy, vm_page_sunbusy, vm_page_is_valid }
-        task::{ taskqueue_enqueue, taskqueue_drain_all }
+        task::{ taskqueue_enqueue, taskqueue_drain, taskqueue_drain_all }
         thread::{ eventratecheck, securelevel_gt, priv_check }
         devstat::{ devstat_new_entry, devstat_remove_entry, devstat_start_transaction, devstat_end_transaction, binuptime, getbinuptime }
         devfs::{ make_dev_physpath_alias, destroy_dev_sched_cb, destroy_dev_drain, devfs_set_cdevpriv, devfs_get_cdevpriv }
@@ -38,7 +38,7 @@ pub fn functions() -> Vec<Export> {
             xpt_register_async, xpt_async, xpt_alloc_ccb, xpt_free_ccb, xpt_setup_ccb_flags,
             xpt_merge_ccb, xpt_action, xpt_release_ccb,
             periphdriver_register, periphdriver_unregister,
-            cam_periph_alloc, cam_periph_acquire, cam_periph_doacquire, cam_periph_release, cam_periph_release_locked, cam_periph_invalidate,
+            cam_periph_alloc, cam_periph_acquire, cam_periph_release, cam_periph_release_locked, cam_periph_release_locked_buses, cam_periph_invalidate,
             cam_periph_async, cam_periph_getccb, cam_periph_runccb, cam_periph_error,
             cam_periph_mapmem, cam_periph_unmapmem, cam_release_devq,
             cam_periph_ioctl, cam_compat_ioctl, xpt_getattr,

@@ -1,6 +1,6 @@
 //! Faults on order: the n-th chance to fail, fails.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 /// A kind of operation that can be made to fail.
 pub struct Point {
@@ -24,6 +24,9 @@ pub static MAKE_DEV: Point = Point::new();
 pub static GET_CCB: Point = Point::new();
 /// xpt_register_async(9).
 pub static REGISTER_ASYNC: Point = Point::new();
+
+/// CAM has no memory for a path of a caller that names none.
+pub static NO_PATHS: AtomicBool = AtomicBool::new(false);
 
 impl Point {
     const fn new() -> Self {

@@ -14,8 +14,8 @@ enum Job {
 }
 
 static QUEUE: Worker<Job> = Worker::new("taskqueue_thread", run);
-/// Guards `ta_pending` of every task.
-static PENDING: Mutex<()> = Mutex::new(());
+/// Guards `ta_pending` of every task, and says which one is running.
+static RUNNING: Mutex<usize> = Mutex::new(0);
 
 /// Runs `work` on `taskqueue_thread`.
 pub fn enqueue(work: impl FnOnce() + Send + 'static) {
@@ -32,13 +32,15 @@ fn run(job: Job) {
             unsafe {
                 let (func, context) = ((*task).ta_func, (*task).ta_context);
                 let pending = {
-                    let _pending = PENDING.lock().unwrap();
+                    let mut running = RUNNING.lock().unwrap();
+                    *running = task as usize;
                     std::mem::take(&mut (*task).ta_pending)
                 };
                 let Some(func) = func else {
                     crate::thread::broken("a task without a function");
                 };
                 func(context, c_int::from(pending));
+                *RUNNING.lock().unwrap() = 0;
             }
         }
     }
@@ -56,7 +58,7 @@ pub(crate) unsafe extern "C" fn taskqueue_enqueue(
     task: *mut sys::task,
 ) -> c_int {
     {
-        let _pending = PENDING.lock().unwrap();
+        let _running = RUNNING.lock().unwrap();
         // SAFETY: the module's task, valid until it has run.
         unsafe {
             (*task).ta_pending += 1;
@@ -67,6 +69,17 @@ pub(crate) unsafe extern "C" fn taskqueue_enqueue(
     }
     QUEUE.put(Job::Task(task as usize));
     0
+}
+
+/// taskqueue_drain(9): waits until the task is neither queued nor running.
+pub(crate) unsafe extern "C" fn taskqueue_drain(_queue: *mut c_void, task: *mut sys::task) {
+    may_sleep("taskqueue_drain");
+    crate::devfs::wait_until("a task has run", || {
+        let running = RUNNING.lock().unwrap();
+        // SAFETY: the module's task, valid until it has run.
+        let pending = unsafe { (*task).ta_pending };
+        pending == 0 && *running != task as usize
+    });
 }
 
 pub(crate) unsafe extern "C" fn taskqueue_drain_all(_queue: *mut c_void) {

@@ -335,6 +335,7 @@ unsafe fn tell_unit_attention(ccb: *mut sys::ccb) {
         device: device_of(ccb),
         data,
         value: 0,
+        work: None,
     });
 }
 
@@ -434,6 +435,7 @@ fn lost(device: &Arc<super::Device>) {
         device: device.clone(),
         data: Vec::new(),
         value: 0,
+        work: None,
     });
 }
 

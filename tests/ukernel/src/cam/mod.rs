@@ -42,6 +42,7 @@ use crate::{
     worker::Worker,
 };
 use std::{
+    collections::HashSet,
     ffi::{CStr, c_char, c_int, c_void},
     sync::{
         Arc, LazyLock, Mutex,
@@ -358,12 +359,20 @@ pub(crate) unsafe extern "C" fn xpt_path_mtx(path: *mut sys::cam_path) -> *mut s
     of(path).device.mtx
 }
 
-pub(crate) unsafe extern "C" fn xpt_lock_buses() {
+fn lock_topology() {
     mtx_lock(EDT.topology, "xpt_lock_buses");
 }
 
-pub(crate) unsafe extern "C" fn xpt_unlock_buses() {
+fn unlock_topology() {
     mtx_unlock(EDT.topology, "xpt_unlock_buses");
+}
+
+pub(crate) unsafe extern "C" fn xpt_lock_buses() {
+    lock_topology();
+}
+
+pub(crate) unsafe extern "C" fn xpt_unlock_buses() {
+    unlock_topology();
 }
 
 // ---- events ----
@@ -374,9 +383,40 @@ struct Event {
     data: Vec<u64>,
     /// What the argument is, where there is no data.
     value: usize,
+    /// What the thread does instead: an XPT_ASYNC CCB of a driver's own.
+    work: Option<Box<dyn FnOnce() + Send>>,
 }
 
 static EVENTS: Worker<Event> = Worker::new("xpt_async", handle);
+
+fn put_work(work: impl FnOnce() + Send + 'static) {
+    EVENTS.put(Event {
+        code: 0,
+        device: EDT.xpt.clone(),
+        data: Vec::new(),
+        value: 0,
+        work: Some(Box::new(work)),
+    });
+}
+
+/// Has the event thread do that, as another driver's callback does.
+pub fn occupy_event_thread(work: impl FnOnce() + Send + 'static) {
+    put_work(work);
+}
+
+/// An XPT_ASYNC CCB has come to its turn. It is not touched again once its
+/// callback has begun; without CAM_UNLOCKED its path's lock is held.
+fn give_back(ccb: usize) {
+    let ccb = ccb as *mut sys::ccb;
+    let device = device_of(ccb);
+    device.lock("xpt_done_process");
+    // SAFETY: the driver's CCB, and its path until the callback has run.
+    unsafe {
+        let done: DoneFn = (*ccb).ccb_h.cbfcnp.expect("cbfcnp");
+        done(of((*ccb).ccb_h.path).periph, ccb);
+    }
+    device.unlock("xpt_done_process");
+}
 
 /// Waits until every event has been handled.
 pub fn settle() {
@@ -384,6 +424,9 @@ pub fn settle() {
 }
 
 fn handle(mut event: Event) {
+    if let Some(work) = event.work.take() {
+        return work();
+    }
     match event.code {
         sys::AC_CONTRACT => noise::hear_contract(&event.data),
         // scsi_xpt.c, scsi_dev_async(): the device is unconfigured.
@@ -471,7 +514,9 @@ pub(crate) unsafe extern "C" fn xpt_register_async(
     path: *mut sys::cam_path,
 ) -> sys::cam_status {
     let events = events as u32;
-    if events != 0 && fault::REGISTER_ASYNC.fails() {
+    if events != 0 && fault::REGISTER_ASYNC.fails()
+        || path.is_null() && fault::NO_PATHS.load(Ordering::SeqCst)
+    {
         return sys::CAM_RESRC_UNAVAIL;
     }
     let listener = Listener {
@@ -514,12 +559,7 @@ pub(crate) unsafe extern "C" fn xpt_async(code: u32, path: *mut sys::cam_path, a
         // SAFETY: the caller's struct ac_contract.
         unsafe { core::ptr::copy_nonoverlapping(arg.cast(), data.as_mut_ptr(), data.len()) };
     }
-    EVENTS.put(Event {
-        code,
-        device: of(path).device.clone(),
-        data,
-        value: 0,
-    });
+    put_event(&of(path).device, code, data);
 }
 
 // ---- devices ----
@@ -565,6 +605,7 @@ pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
         data: getdev(&device),
         device: device.clone(),
         value: 0,
+        work: None,
     });
     device
 }
@@ -581,6 +622,7 @@ pub fn detach(device: &Arc<Device>) {
         device: device.clone(),
         data: Vec::new(),
         value: 0,
+        work: None,
     });
 }
 
@@ -589,6 +631,30 @@ fn forget(device: &Arc<Device>) {
     device.state.lock().unwrap().configured = false;
     let mut devices = EDT.devices.lock().unwrap();
     devices.retain(|d| !Arc::ptr_eq(d, device));
+}
+
+fn put_event(device: &Arc<Device>, code: u32, data: Vec<u64>) {
+    EVENTS.put(Event {
+        code,
+        device: device.clone(),
+        data,
+        value: 0,
+        work: None,
+    });
+}
+
+/// The drivers hear that a device has left, which answers still.
+pub fn lose(device: &Arc<Device>) {
+    put_event(device, sys::AC_LOST_DEVICE, Vec::new());
+}
+
+/// The drivers hear of a device as of a new one.
+pub fn find(device: &Arc<Device>) {
+    // The event that it has left may still be on its way.
+    EVENTS.settle();
+    device.state.lock().unwrap().configured = true;
+    EDT.devices.lock().unwrap().push(device.clone());
+    put_event(device, sys::AC_FOUND_DEVICE, getdev(device));
 }
 
 /// The SIM gives its XPT_IMMEDIATE_NOTIFY CCBs back.
@@ -704,6 +770,11 @@ unsafe fn action(ccb: *mut sys::ccb) {
             | sys::XPT_RESET_DEV
             | sys::XPT_CONT_TARGET_IO => {
                 queue::insert(&device, ccb);
+            }
+            sys::XPT_ASYNC => {
+                (*ccb).ccb_h.status = sys::CAM_REQ_CMP;
+                let ccb = ccb as usize;
+                put_work(move || give_back(ccb));
             }
             sys::XPT_PATH_INQ => {
                 let cpi = &mut (*ccb).cpi;
@@ -908,6 +979,7 @@ fn tell_physpath(device: &Arc<Device>) {
         device: device.clone(),
         data: Vec::new(),
         value: sys::CDAI_TYPE_PHYS_PATH as usize,
+        work: None,
     });
 }
 
@@ -1086,6 +1158,7 @@ pub(crate) unsafe extern "C" fn periphdriver_unregister(driver: *mut c_void) -> 
             return error;
         }
     }
+    lock_topology();
     let mut drivers = EDT.drivers.lock().unwrap();
     let Some(at) = drivers.array.iter().position(|d| *d == driver as usize) else {
         drop(drivers);
@@ -1098,6 +1171,8 @@ pub(crate) unsafe extern "C" fn periphdriver_unregister(driver: *mut c_void) -> 
     drivers.array[count] = 0;
     drivers.count -= 1;
     publish(&mut drivers);
+    drop(drivers);
+    unlock_topology();
     0
 }
 
@@ -1222,6 +1297,8 @@ unsafe fn insert_unit(driver: *mut sys::periph_driver, periph: *mut sys::cam_per
         (*periph).unit_links.tqe_prev = at;
         if next.is_null() {
             (*units).tqh_last = &raw mut (*periph).unit_links.tqe_next;
+            // CAM counts up here only, not where it inserts before another.
+            (*driver).generation += 1;
         } else {
             (*next).unit_links.tqe_prev = &raw mut (*periph).unit_links.tqe_next;
         }
@@ -1243,6 +1320,7 @@ unsafe fn remove_unit(driver: *mut sys::periph_driver, periph: *mut sys::cam_per
 }
 
 fn free_periph(periph: *mut sys::cam_periph) {
+    DYING.lock().unwrap().remove(&(periph as usize));
     // SAFETY: nobody has a reference.
     unsafe {
         if (*periph).periph_allocated != 0 {
@@ -1272,11 +1350,6 @@ pub(crate) unsafe extern "C" fn cam_periph_acquire(periph: *mut sys::cam_periph)
     }
 }
 
-pub(crate) unsafe extern "C" fn cam_periph_doacquire(periph: *mut sys::cam_periph) {
-    // SAFETY: the caller's reference.
-    unsafe { doacquire(periph) };
-}
-
 unsafe fn doacquire(periph: *mut sys::cam_periph) {
     // SAFETY: as above.
     unsafe {
@@ -1290,37 +1363,65 @@ unsafe fn doacquire(periph: *mut sys::cam_periph) {
 }
 
 unsafe fn release_locked(periph: *mut sys::cam_periph) {
-    mtx_assert_owned(mtx_of(periph), "cam_periph_release_locked");
     // SAFETY: the caller's reference.
     unsafe {
         xpt_lock_buses();
+        cam_periph_release_locked_buses(periph);
+        xpt_unlock_buses();
+    }
+}
+
+pub(crate) unsafe extern "C" fn cam_periph_release_locked_buses(periph: *mut sys::cam_periph) {
+    mtx_assert_owned(mtx_of(periph), "cam_periph_release_locked_buses");
+    mtx_assert_owned(EDT.topology, "cam_periph_release_locked_buses");
+    // SAFETY: the caller's reference.
+    unsafe {
         if (*periph).refcount == 0 {
             broken("a periph without references is released");
         }
         (*periph).refcount -= 1;
-        let last = (*periph).refcount == 0;
-        xpt_unlock_buses();
-        if last {
+        if (*periph).refcount == 0 {
             destroy_periph(periph);
         }
     }
 }
 
-/// camperiphfree(): the last reference has gone; the device lock is held.
+/// Milliseconds that the thread which frees a periph is held up where it has
+/// let the topology lock go: before it takes the periph off the lists, and
+/// before it calls back for the device that came meanwhile.
+pub static FREE_DELAY_MS: AtomicU32 = AtomicU32::new(0);
+
+fn hold_up() {
+    let ms = FREE_DELAY_MS.load(Ordering::SeqCst);
+    if ms != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(ms.into()));
+    }
+}
+
+/// Periphs whose destructor has begun.
+static DYING: LazyLock<Mutex<HashSet<usize>>> = LazyLock::new(Mutex::default);
+
+/// camperiphfree(): the last reference has gone; the device lock and the
+/// topology lock are held. The latter is let go and taken again.
 unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
     // SAFETY: no reference is left; the order is CAM's.
     unsafe {
         if (*periph).flags & sys::CAM_PERIPH_INVALID == 0 {
             broken("the last reference to a valid periph is released");
         }
-        if (*periph).flags & sys::CAM_PERIPH_FREE != 0 {
+        // CAM_PERIPH_FREE may be the driver's own, which keeps walks away.
+        if !DYING.lock().unwrap().insert(periph as usize) {
             broken("a periph is freed twice: its destructor lets others at it");
         }
         let driver = driver_named((*periph).periph_name);
         let device = of((*periph).path).device.clone();
         (*periph).flags |= sys::CAM_PERIPH_FREE;
+        xpt_unlock_buses();
         dev_match::destructor_begins(periph);
-        (*periph).periph_dtor.expect("a destructor")(periph);
+        hold_up();
+        if let Some(dtor) = (*periph).periph_dtor {
+            dtor(periph);
+        }
         mtx_assert_owned(device.mtx, "return from a periph destructor");
         if device
             .state
@@ -1333,10 +1434,15 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
             broken("a periph is freed with a callback registered");
         }
         xpt_lock_buses();
+        if (*periph).refcount != 0 {
+            broken("a periph is freed that a walk has taken again");
+        }
         remove_unit(driver, periph);
+        (*driver).generation += 1;
         xpt_unlock_buses();
         list(&device, periph, false);
         if (*periph).flags & sys::CAM_PERIPH_NEW_DEV_FOUND != 0 {
+            hold_up();
             let mut cgd = getdev(&device);
             (*periph).deferred_callback.expect("a callback")(
                 core::ptr::null_mut(),
@@ -1346,7 +1452,93 @@ unsafe fn destroy_periph(periph: *mut sys::cam_periph) {
             );
         }
         free_periph(periph);
+        xpt_lock_buses();
     }
+}
+
+/// Where an XPT_DEV_MATCH over a driver's units goes on.
+#[derive(Clone, Copy)]
+pub struct Position {
+    periph: usize,
+    generation: u32,
+}
+
+/// What one call of such a walk came to.
+pub enum UnitsStep {
+    /// There is more: CAM_DEV_MATCH_MORE.
+    More(Position),
+    /// CAM_DEV_MATCH_LAST.
+    Last,
+    /// CAM_DEV_MATCH_LIST_CHANGED.
+    ListChanged,
+}
+
+/// XPT_DEV_MATCH for the units of the driver called `name`, with room for one
+/// result: from the first, or from the position that the last call has saved.
+/// As xptplistpdrvfunc() and xptpdperiphtraverse() do it; `visit` is called with
+/// each unit's lock held, and its number.
+pub fn step_units(name: &str, from: Option<Position>, visit: &dyn Fn(u32)) -> UnitsStep {
+    // SAFETY: the lists under the topology lock, a periph by its reference, and
+    // a driver by its units.
+    unsafe {
+        xpt_lock_buses();
+        let mut listed = listed_drivers().into_iter().map(|driver| driver as *mut _);
+        let driver = listed.find(|driver: &*mut sys::periph_driver| {
+            CStr::from_ptr((**driver).driver_name).to_bytes() == name.as_bytes()
+        });
+        let Some(driver) = driver else {
+            xpt_unlock_buses();
+            return UnitsStep::Last;
+        };
+        let mut periph = match from {
+            Some(from) if from.generation != (*driver).generation => {
+                xpt_unlock_buses();
+                return UnitsStep::ListChanged;
+            }
+            // The saved one, whatever became of it.
+            Some(from) => from.periph as *mut sys::cam_periph,
+            None => unfreed((*driver).units.tqh_first),
+        };
+        if !periph.is_null() {
+            (*periph).refcount += 1;
+        }
+        xpt_unlock_buses();
+        let mut has_room = true;
+        while !periph.is_null() {
+            let mtx = mtx_of(periph);
+            mtx_lock(mtx, "xptpdperiphtraverse");
+            visit((*periph).unit_number);
+            let saved = Position {
+                periph: periph as usize,
+                generation: (*driver).generation,
+            };
+            mtx_unlock(mtx, "xptpdperiphtraverse");
+            if !std::mem::take(&mut has_room) {
+                cam_periph_release(periph);
+                return UnitsStep::More(saved);
+            }
+            xpt_lock_buses();
+            let next = unfreed((*periph).unit_links.tqe_next);
+            if !next.is_null() {
+                (*next).refcount += 1;
+            }
+            xpt_unlock_buses();
+            cam_periph_release(periph);
+            periph = next;
+        }
+    }
+    UnitsStep::Last
+}
+
+/// The first periph from there that is not being freed.
+unsafe fn unfreed(mut periph: *mut sys::cam_periph) -> *mut sys::cam_periph {
+    // SAFETY: the topology lock guards the list.
+    unsafe {
+        while !periph.is_null() && (*periph).flags & sys::CAM_PERIPH_FREE != 0 {
+            periph = (*periph).unit_links.tqe_next;
+        }
+    }
+    periph
 }
 
 pub(crate) unsafe extern "C" fn cam_periph_release_locked(periph: *mut sys::cam_periph) {

@@ -236,7 +236,7 @@ fn an_outstanding_request_costs_what_the_page_says() {
         wrong += usize::from((bounce as usize, used) != (data, all));
         machine.close(fd);
         machine.disk().unstick();
-        wait_until("all is back", || memory::zones().is_empty());
+        wait_until("all memory is back", all_is_back);
         machine.disk().stuck.store(true, Ordering::SeqCst);
         command.free(&mut machine);
     }
