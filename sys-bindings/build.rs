@@ -54,6 +54,7 @@ const FUNCTIONS: &[&str] = &[
     "xpt_(alloc|free|release|merge)_ccb",
     "xpt_setup_ccb(_flags)?",
     "securelevel_gt",
+    "sig_intr",
     "priv_check",
     "sysctl_(ctx_init|ctx_free|add_oid|handle_64)",
     "eventratecheck",
@@ -110,6 +111,7 @@ const TYPES: &[&str] = &[
 const OPAQUE: &[&str] = &["vm_page", "vm_map", "vmspace", "pmap"];
 const VARIABLES: &[&str] = &[
     "taskqueue_thread",
+    "physmem",
     "unmapped_buf",
     "BIO_(READ|WRITE|UNMAPPED)",
     "PAGE_SIZE",
