@@ -16,7 +16,6 @@ use crate::{
     buffer::{self, Bounce, Buffer, Segments},
     ioctl::{self, Direction, Field, Format, Operation, Route, Transfer},
     kpi::{
-        alloc::KVec,
         ccb::{Ccb, Sent},
         cdev::Thread,
         devstat::{Moved, Started},
@@ -29,8 +28,9 @@ use crate::{
         user::UserPtr,
         zone::{Draft, ZoneBox, ZoneItem},
     },
-    queue::{Charge, Open},
+    queue::{Charge, Open, Taken},
     sg::{self, Segment},
+    unit::Unit,
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sys_bindings as sys;
@@ -151,13 +151,16 @@ impl ZoneItem for Request {
 impl Request {
     /// Copies a user's CCB and its data in. Sleeps.
     ///
+    /// The request is charged once, when its CCB has told what it will take and
+    /// before any of that is allocated. The copy of the CCB comes before: a thread
+    /// has one such at a time, as it has one synchronous command.
+    ///
     /// # Errors
     /// `EAGAIN`: the open or the device is at its limits; `EFAULT`: a bad
     /// pointer; `EINVAL`, `ENODEV`: see [`Operation::parse`]; `EPERM`: see
     /// [`check_physical`](Self::check_physical); `EINVAL`: the CDB or the
     /// transfer is too long; `ENXIO`: the device is gone.
-    pub fn from_user(open: &Shared<Open>, name: Name, thread: Thread<'_>) -> Result<ZoneBox<Self>> {
-        let charge = Charge::new(&open.queue)?;
+    pub fn from_user(open: &Shared<Open>, name: Name, thread: Thread<'_>) -> Taken<ZoneBox<Self>> {
         open.zones()?;
         let mut draft = Draft::copyin(open.clone(), name.user_ccb)?;
         let ccb = draft.ccb();
@@ -166,7 +169,14 @@ impl Request {
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb)?;
         }
-        open.unit()?.longest().check_queued(&operation)?;
+        let unit = open.unit()?;
+        unit.longest().check_queued(&operation)?;
+        let plan = if operation.has_data() {
+            Self::plan(unit, ccb, &operation)
+        } else {
+            Plan::NOTHING
+        };
+        let charge = Charge::take(&open.queue, plan.bytes)?;
         let ticket = Ticket {
             links: Links::new(),
             user_ccb: name.user_ccb,
@@ -185,7 +195,7 @@ impl Request {
             charge,
             started: None,
         };
-        request.set_up_data(ccb, thread)?;
+        request.set_up_data(ccb, &plan, thread)?;
         Ok(draft.finish(request, ticket))
     }
 
@@ -206,7 +216,36 @@ impl Request {
         thread.securelevel_gt(0)
     }
 
-    fn set_up_data(&mut self, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
+    /// What a request will take besides its item of the zone: its list, and
+    /// chunks or pages, and that for both runs of an XPT_SMP_IO. Where a list that
+    /// is not read yet may be one of pages, as if it were.
+    fn plan(unit: &Unit, ccb: &mut Ccb, operation: &Operation) -> Plan {
+        let mut plan = Plan::NOTHING;
+        for transfer in operation.transfers.iter().flatten() {
+            let len = transfer.len;
+            plan.may_hold =
+                transfer.takes_pages() && unit.unmapped && len >= tunable::zerocopy_min();
+            plan.bytes += match operation.format {
+                Format::Physical => 0,
+                Format::PhysicalList(count) => list_bytes(count),
+                Format::List(count) if plan.may_hold => {
+                    let pages = len.div_ceil(sys::PAGE_SIZE) as usize + 1;
+                    list_bytes(count) + data_bytes(len, Some(pages))
+                }
+                Format::List(count) => list_bytes(count) + data_bytes(len, None),
+                Format::Address => {
+                    if plan.may_hold {
+                        let one = Segments::one(ccb.data(transfer.field), len);
+                        plan.pages = sg::pages_of(one.as_slice(), len);
+                    }
+                    data_bytes(len, plan.pages)
+                }
+            };
+        }
+        plan
+    }
+
+    fn set_up_data(&mut self, ccb: &mut Ccb, plan: &Plan, thread: Thread<'_>) -> Taken {
         let transfers = self.operation.transfers;
         let addresses = transfers.map(|t| t.map(|t| ccb.data(t.field)));
         ccb.clear_header();
@@ -214,7 +253,7 @@ impl Request {
         ccb.clear_physical();
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
-                self.buffers[i] = Some(self.buffer(ccb, transfer, at, thread)?);
+                self.buffers[i] = Some(self.buffer(ccb, plan, transfer, at, thread)?);
             }
         }
         Ok(())
@@ -224,23 +263,27 @@ impl Request {
     fn buffer(
         &mut self,
         ccb: &mut Ccb,
+        plan: &Plan,
         transfer: Transfer,
         at: UserPtr,
         thread: Thread<'_>,
-    ) -> Result<Buffer> {
+    ) -> Taken<Buffer> {
         let field = transfer.field;
         match self.operation.format {
-            Format::Address => self.reach(ccb, transfer, Segments::one(at, transfer.len), thread),
+            Format::Address => {
+                let one = Segments::one(at, transfer.len);
+                self.reach(ccb, plan, transfer, one, thread)
+            }
             Format::List(count) => {
-                let list = self.copyin_list(at, count, transfer.len)?;
-                self.reach(ccb, transfer, Segments::List(list), thread)
+                let list = buffer::copyin_list(at, count, transfer.len)?;
+                self.reach(ccb, plan, transfer, Segments::List(list), thread)
             }
             Format::Physical => {
                 ccb.set_physical(field, at);
                 Ok(Buffer::Physical)
             }
             Format::PhysicalList(count) => {
-                let list = self.copyin_list(at, count, transfer.len)?;
+                let list = buffer::copyin_list(at, count, transfer.len)?;
                 ccb.set_list(field, &list, sys::CAM_DATA_SG_PADDR);
                 Ok(Buffer::PhysicalList(list))
             }
@@ -252,16 +295,22 @@ impl Request {
     fn reach(
         &mut self,
         ccb: &mut Ccb,
+        plan: &Plan,
         transfer: Transfer,
         segments: Segments,
         thread: Thread<'_>,
-    ) -> Result<Buffer> {
-        if let Some(pages) = self.hold(transfer, &segments, thread)? {
+    ) -> Taken<Buffer> {
+        if let Some(pages) = self.hold(plan, transfer, &segments, thread)? {
             ccb.set_pages(transfer.field, &pages);
             self.open.queue.room.stats.in_place(transfer.len);
             return Ok(Buffer::Pages(pages));
         }
-        self.bounce(ccb, transfer, segments)
+        if plan.may_hold {
+            // It was charged for pages, and has one run.
+            let bytes = data_bytes(transfer.len, None);
+            self.charge.exchange(segments.list_bytes() + bytes)?;
+        }
+        Ok(self.bounce(ccb, transfer, segments)?)
     }
 
     /// Holds the pages of a transfer, if it may have its data in them.
@@ -270,47 +319,40 @@ impl Request {
     /// `EAGAIN`: over a limit.
     fn hold(
         &mut self,
+        plan: &Plan,
         transfer: Transfer,
         segments: &Segments,
         thread: Thread<'_>,
-    ) -> Result<Option<HeldPages>> {
-        if !transfer.takes_pages()
-            || !self.open.unit()?.unmapped
-            || transfer.len < tunable::zerocopy_min()
-        {
+    ) -> Taken<Option<HeldPages>> {
+        if !plan.may_hold {
             return Ok(None);
         }
-        let Some(pages) = sg::pages_of(segments.as_slice(), transfer.len) else {
+        let pages = match segments {
+            Segments::One(_) => plan.pages,
+            Segments::List(list) => sg::pages_of(list, transfer.len),
+        };
+        let Some(pages) = pages else {
             return Ok(None);
         };
-        let bytes = pages as u64 * u64::from(sys::PAGE_SIZE) + HeldPages::overhead(pages);
-        self.charge.add_bytes(bytes)?;
+        if let Segments::List(_) = segments {
+            let bytes = data_bytes(transfer.len, Some(pages));
+            self.charge.exchange(segments.list_bytes() + bytes)?;
+        }
         let access = match transfer.direction {
             Direction::Out => Access::Read,
             _ => Access::Write,
         };
         let held = HeldPages::hold(thread, segments.as_slice(), transfer.len, pages, access);
-        if held.is_err() {
-            // A copy says what is wrong, now or when it is reaped, as it does
-            // for a short transfer; and it may be memory that can be copied.
-            self.charge.give_back(bytes);
-        }
+        // A copy says what is wrong, now or when it is reaped, as it does for a
+        // short transfer; and it may be memory that can be copied.
         Ok(held.ok())
     }
 
     /// Takes kernel memory for a transfer, and has the CCB point at it.
     fn bounce(&mut self, ccb: &mut Ccb, transfer: Transfer, segments: Segments) -> Result<Buffer> {
-        self.charge.add_bytes(buffer::footprint(transfer.len))?;
         let bounce = Bounce::new(&self.open, transfer, segments)?;
         bounce.attach(ccb);
         Ok(Buffer::Bounce(bounce))
-    }
-
-    /// Copies a list in, which is kernel memory too.
-    fn copyin_list(&mut self, at: UserPtr, count: u16, len: u32) -> Result<KVec<Segment>> {
-        let bytes = u64::from(count) * size_of::<Segment>() as u64;
-        self.charge.add_bytes(bytes)?;
-        buffer::copyin_list(at, count, len)
     }
 
     /// Brings a CDB that is elsewhere into the CCB.
@@ -355,6 +397,38 @@ impl Request {
                 }
             }
         }
+    }
+}
+
+/// How much a request will take, and how its data goes.
+struct Plan {
+    /// Bytes to charge.
+    bytes: u64,
+    /// Its transfer may be given to the SIM as pages.
+    may_hold: bool,
+    /// As so many, where that is known.
+    pages: Option<usize>,
+}
+
+impl Plan {
+    /// Of a request without data.
+    const NOTHING: Plan = Plan {
+        bytes: 0,
+        may_hold: false,
+        pages: None,
+    };
+}
+
+/// What the copy of a list of so many segments takes.
+fn list_bytes(count: u16) -> u64 {
+    u64::from(count) * size_of::<Segment>() as u64
+}
+
+/// What the data of a transfer takes: as so many pages, or as a copy.
+fn data_bytes(len: u32, pages: Option<usize>) -> u64 {
+    match pages {
+        Some(pages) => pages as u64 * u64::from(sys::PAGE_SIZE) + HeldPages::overhead(pages),
+        None => buffer::footprint(len),
     }
 }
 
