@@ -12,7 +12,7 @@ fn main() {
     shim.compiler(env::var("DEP_FREEBSD_KERNEL_CLANG").expect("sys-bindings gives the compiler"))
         .no_default_flags(true)
         .flag("-c")
-        .opt_level(2)
+        .flag("-O2")
         .flag("-fno-omit-frame-pointer")
         .flag("-fno-common");
     let flags = env::var("DEP_FREEBSD_KERNEL_CFLAGS").expect("sys-bindings gives the flags");

@@ -127,13 +127,15 @@ struct qpass_completion {
  * Submitting stops at the first CCB that is not taken; submit_error is its errno
  * as CAMIOQUEUE would give it, and the call does not wait.  With
  * QPASS_ENTER_WAIT_ROOM it does not stop at a limit, but reaps into the
- * completions meanwhile, or waits until somebody else does.
+ * completions meanwhile, or waits until another thread or open makes room, as long
+ * as it would wait for completions.
  *
  * Then it waits until min_complete completions have been reaped by this call, and
  * reaps what else is done.  If it stops before, complete_error tells why:
  * ETIMEDOUT, EINTR (a signal), ENXIO (the device has gone), or EFAULT (a data
  * buffer, a CCB or a completion cannot be written; that request is not lost, and
- * comes again behind the others).
+ * comes again behind the others).  A completion is written before the data and the
+ * CCB that it tells of; those behind the last that counts mean nothing.
  *
  * A CCB is written back to the address that it came from.  With QPASS_ENTER_SHORT
  * only those with a status other than CAM_REQ_CMP are: they have the sense data.

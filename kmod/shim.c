@@ -18,26 +18,62 @@
 MALLOC_DEFINE(M_QPASS, "qpass", "CAM queued pass-through driver");
 
 u_int qpass_max_requests = 1024;
-u_long qpass_max_bytes = 64UL * 1024 * 1024;
 u_int qpass_device_max_requests = 4096;
-u_long qpass_device_max_bytes = 256UL * 1024 * 1024;
+/* 0 becomes what the machine's memory allows: see src/kpi/tunable.rs. */
+u_long qpass_max_bytes = 0;
+u_long qpass_device_max_bytes = 0;
+u_long qpass_total_max_bytes = 0;
 int qpass_allow_paddr = 0;
 int qpass_replace = 0;
 u_int qpass_zerocopy_min = 4 * 1024;
 
+void	qpass_limits_changed(void);
+
+/* A limit that is set may make room: whoever waits for some hears of it. */
+static int
+qpass_sysctl_requests(SYSCTL_HANDLER_ARGS)
+{
+	int error;
+
+	error = sysctl_handle_int(oidp, arg1, arg2, req);
+	if (error == 0 && req->newptr != NULL)
+		qpass_limits_changed();
+	return (error);
+}
+
+static int
+qpass_sysctl_bytes(SYSCTL_HANDLER_ARGS)
+{
+	int error;
+
+	error = sysctl_handle_long(oidp, arg1, arg2, req);
+	if (error == 0 && req->newptr != NULL)
+		qpass_limits_changed();
+	return (error);
+}
+
 SYSCTL_DECL(_kern_cam);
 static SYSCTL_NODE(_kern_cam, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
     "CAM queued pass-through driver");
-SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, max_requests, CTLFLAG_RWTUN,
-    &qpass_max_requests, 0, "Requests that one open may have outstanding");
-SYSCTL_ULONG(_kern_cam_qpass, OID_AUTO, max_bytes, CTLFLAG_RWTUN,
-    &qpass_max_bytes, 0, "Bytes of data that one open may have outstanding");
-SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, device_max_requests, CTLFLAG_RWTUN,
-    &qpass_device_max_requests, 0,
+#define	QPASS_LIMIT_REQUESTS(name, descr)				\
+	SYSCTL_PROC(_kern_cam_qpass, OID_AUTO, name,			\
+	    CTLTYPE_UINT | CTLFLAG_RWTUN | CTLFLAG_MPSAFE,		\
+	    &qpass_##name, 0, qpass_sysctl_requests, "IU", descr)
+#define	QPASS_LIMIT_BYTES(name, descr)					\
+	SYSCTL_PROC(_kern_cam_qpass, OID_AUTO, name,			\
+	    CTLTYPE_ULONG | CTLFLAG_RWTUN | CTLFLAG_MPSAFE,		\
+	    &qpass_##name, 0, qpass_sysctl_bytes, "LU", descr)
+
+QPASS_LIMIT_REQUESTS(max_requests,
+    "Requests that one open may have outstanding");
+QPASS_LIMIT_BYTES(max_bytes,
+    "Bytes of data that one open may have outstanding");
+QPASS_LIMIT_REQUESTS(device_max_requests,
     "Requests that all opens of a device may have outstanding");
-SYSCTL_ULONG(_kern_cam_qpass, OID_AUTO, device_max_bytes, CTLFLAG_RWTUN,
-    &qpass_device_max_bytes, 0,
+QPASS_LIMIT_BYTES(device_max_bytes,
     "Bytes of data that all opens of a device may have outstanding");
+QPASS_LIMIT_BYTES(total_max_bytes,
+    "Bytes of memory that the requests of all devices may take");
 SYSCTL_INT(_kern_cam_qpass, OID_AUTO, allow_paddr, CTLFLAG_RWTUN | CTLFLAG_SECURE,
     &qpass_allow_paddr, 0, "Take physical addresses from privileged processes");
 

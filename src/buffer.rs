@@ -138,6 +138,14 @@ impl Segments {
         }])
     }
 
+    /// What the list's copy takes, in bytes.
+    pub fn list_bytes(&self) -> u64 {
+        match self {
+            Segments::One(_) => 0,
+            Segments::List(list) => size_of_val::<[Segment]>(list) as u64,
+        }
+    }
+
     /// As a list.
     pub fn as_slice(&self) -> &[Segment] {
         match self {

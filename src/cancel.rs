@@ -311,6 +311,8 @@ impl<'a> Aborter<'a> {
     ) -> Result<Option<sys::cam_status>> {
         loop {
             let held = self.periph.lock();
+            // What is found in CAM's queue is there until the abort finds it.
+            let frozen = held.freeze();
             let state = self.unit.state.look(&held);
             let late = self.waited() >= PATIENCE || state.gone || abort::is_kept_full();
             let insists = self.waited() >= SILENT;
@@ -349,10 +351,12 @@ impl<'a> Aborter<'a> {
                 }
                 Some((open, (under_way, _, number))) => {
                     self.ccb.send(&under_way, &held);
+                    drop(frozen);
                     drop::<Held>(held);
                     return self.outcome((open, number)).map(Some);
                 }
                 None if is_between.get() => {
+                    drop(frozen);
                     drop::<Held>(held);
                     self.pause()?;
                 }

@@ -10,14 +10,14 @@ use crate::{
         cdev::Thread,
         errno::{EAGAIN, EINVAL, ETIMEDOUT, Errno, Result},
         fifo::Fifo,
+        mutex::check_signals,
         shared::Shared,
         time::{Deadline, uptime, uptime_of_last_tick},
         user::{UserPtr, zeroed},
         zone::ZoneBox,
     },
-    queue::{Open, Queue},
+    queue::{Open, Queue, Taken},
     request::{Name, Request},
-    room::Waiting,
 };
 use sys_bindings as sys;
 
@@ -61,9 +61,6 @@ pub fn enter(open: &Shared<Open>, call: &mut sys::qpass_enter, thread: Thread<'_
         short: flags.contains(Flags::SHORT),
         failed: Ok(()),
     };
-    let mut waiting = flags
-        .contains(Flags::WAIT_ROOM)
-        .then(|| open.queue.room.begin_wait());
     let mut submitter = Submitter {
         open,
         thread,
@@ -72,11 +69,13 @@ pub fn enter(open: &Shared<Open>, call: &mut sys::qpass_enter, thread: Thread<'_
         taken: 0,
         batch: Fifo::new(),
     };
-    let submitted = submitter.run(|| match &mut waiting {
-        Some(waiting) => reaper.make_room(waiting, deadline),
-        None => Err(EAGAIN),
+    let submitted = submitter.run(|bytes| {
+        if flags.contains(Flags::WAIT_ROOM) {
+            reaper.make_room(bytes, deadline)
+        } else {
+            Err(EAGAIN)
+        }
     });
-    drop(waiting);
     call.submitted = submitter.taken;
     // Who was stopped wants to know, not to wait.
     let wanted = match submitted {
@@ -127,21 +126,19 @@ struct Submitter<'a> {
 }
 
 impl Submitter<'_> {
-    /// Takes all of them; `wait` says when to try again what was over a limit.
+    /// Takes all of them; `wait` says when to try again what was over a limit,
+    /// with so many bytes.
     ///
     /// # Errors
     /// That of the first submission that is not taken.
-    fn run(&mut self, mut wait: impl FnMut() -> Result) -> Result {
+    fn run(&mut self, mut wait: impl FnMut(u64) -> Result) -> Result {
         let mut entries = [zeroed::<sys::qpass_submission>(); BATCH];
         while self.left != 0 {
             let n = self.copyin(&mut entries)?;
             for submission in &entries[..n] {
-                while let Err(errno) = self.take(submission) {
+                while let Err(refusal) = self.take(submission) {
                     self.flush()?;
-                    if errno != EAGAIN {
-                        return Err(errno);
-                    }
-                    wait()?;
+                    wait(refusal.over_limit.ok_or(refusal.errno)?)?;
                 }
             }
             self.flush()?;
@@ -165,9 +162,9 @@ impl Submitter<'_> {
         Ok(n)
     }
 
-    fn take(&mut self, submission: &sys::qpass_submission) -> Result {
+    fn take(&mut self, submission: &sys::qpass_submission) -> Taken {
         if submission.reserved != 0 {
-            return Err(EINVAL);
+            return Err(EINVAL.into());
         }
         let name = Name {
             user_ccb: UserPtr::new(submission.ccb as usize),
@@ -222,6 +219,8 @@ impl Reaper<'_> {
     fn run(&mut self, wanted: u32, deadline: Deadline) -> Result {
         self.failed?;
         let mut waited = Ok(());
+        // After a wait that was over: how many were reaped before it.
+        let mut before = None;
         loop {
             while self.reap()? != 0 {}
             let missing = wanted.saturating_sub(self.reaped);
@@ -230,16 +229,23 @@ impl Reaper<'_> {
             }
             // Some may have come all the same: these were reaped first.
             waited?;
+            if before == Some(self.reaped) {
+                // Another thread was faster, and it may be so again.
+                check_signals()?;
+                deadline.check()?;
+            }
+            before = Some(self.reaped);
             waited = self.open.queue.wait(missing as usize, deadline);
         }
     }
 
-    /// Frees room for a request: reaps, or waits until somebody else does.
+    /// Frees room for a request of so many bytes: reaps, or waits until another
+    /// thread does.
     ///
     /// # Errors
     /// `EAGAIN`: the time is over, or a completion cannot be handed over; else
-    /// see [`Queue::wait`].
-    fn make_room(&mut self, waiting: &mut Waiting<'_>, deadline: Deadline) -> Result {
+    /// see [`Queue::wait_for_room`].
+    fn make_room(&mut self, bytes: u64, deadline: Deadline) -> Result {
         match self.reap() {
             Ok(0) => {}
             Ok(_) => return Ok(()),
@@ -249,19 +255,21 @@ impl Reaper<'_> {
             }
         }
         let queue = &self.open.queue;
-        let waited = if self.room != 0 && queue.outstanding().0 != 0 {
-            queue.wait(1, deadline)
-        } else {
-            waiting.wait(deadline)
-        };
-        waited.map_err(|errno| if errno == ETIMEDOUT { EAGAIN } else { errno })
+        queue
+            .wait_for_room(bytes, self.room != 0, deadline)
+            .map_err(|errno| if errno == ETIMEDOUT { EAGAIN } else { errno })
     }
 
     /// Hands a batch of what is done over, and says how many.
     ///
+    /// The records go out before what they tell of: where they cannot, nothing
+    /// was copied that would be copied again. A record whose completion is not
+    /// handed over is behind those that count, where the next one goes.
+    ///
     /// # Errors
     /// `EFAULT`: the first that could not be handed over is behind the others
-    /// now, and those after it are where they were.
+    /// now, and those after it are where they were; or there is no place for its
+    /// record, and all are where they were.
     fn reap(&mut self) -> Result<usize> {
         if self.room == 0 {
             return Ok(0);
@@ -272,48 +280,58 @@ impl Reaper<'_> {
             return Ok(0);
         }
         let mut records = [zeroed::<sys::qpass_completion>(); BATCH];
-        let mut ready = Fifo::new();
-        let mut failed = Ok(());
-        while let Some(mut request) = todo.pop() {
-            match self.hand_over(&mut request) {
-                Ok(record) => {
-                    records[ready.len()] = record;
-                    ready.push(request);
-                }
-                Err(errno) => {
-                    failed = Err(errno);
-                    queue.put_back(todo);
-                    drop(Queue::complete(queue, request));
-                    break;
-                }
+        let mut n = 0;
+        todo.for_each(|request| {
+            records[n] = self.record(request);
+            n += 1;
+        });
+        if self.to.copyout_array(&records[..n]).is_err() {
+            // All of them have no place; the first may have.
+            n = 1;
+            if let Err(errno) = self.to.copyout_array(&records[..n]) {
+                queue.put_back(todo);
+                return Err(errno);
             }
         }
-        let n = ready.len();
-        if let Err(errno) = self.to.copyout_array(&records[..n]) {
-            queue.put_back(ready);
-            return Err(errno);
+        let mut done = 0;
+        for record in &records[..n] {
+            let Some(mut request) = todo.pop() else {
+                break;
+            };
+            let with_ccb = u32::from(record.flags) & sys::QPASS_COMPLETION_CCB != 0;
+            let to = with_ccb.then_some(request.known().user_ccb);
+            if let Err(errno) = request.reap(to) {
+                queue.put_back(todo);
+                drop(Queue::complete(queue, request));
+                self.count(done);
+                return Err(errno);
+            }
+            done += 1;
         }
+        queue.put_back(todo);
+        self.count(done);
+        Ok(done)
+    }
+
+    /// So many were handed over.
+    fn count(&mut self, n: usize) {
         self.to = self.to.offset(n * size_of::<sys::qpass_completion>());
         self.room -= n as u32;
         self.reaped += n as u32;
-        failed.map(|()| n)
     }
 
-    /// Hands the data of one over, and its CCB where that is wanted.
-    fn hand_over(&self, request: &mut ZoneBox<Request>) -> Result<sys::qpass_completion> {
-        let (ccb, tag) = (request.known().user_ccb, request.known().tag);
-        let with_ccb = !(self.short && request.ccb().is_good());
-        request.reap(with_ccb.then_some(ccb))?;
-        let flags = if with_ccb {
-            sys::QPASS_COMPLETION_CCB
-        } else {
+    /// What is told of one, and whether its CCB is written back.
+    fn record(&self, request: &ZoneBox<Request>) -> sys::qpass_completion {
+        let flags = if self.short && request.ccb().is_good() {
             0
+        } else {
+            sys::QPASS_COMPLETION_CCB
         };
-        Ok(sys::qpass_completion {
-            tag,
-            ccb: ccb.address() as u64,
+        sys::qpass_completion {
+            tag: request.known().tag,
+            ccb: request.known().user_ccb.address() as u64,
             flags: flags as u16,
             ..request.ccb().completion()
-        })
+        }
     }
 }

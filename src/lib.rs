@@ -34,22 +34,28 @@
 //! | --- | --- | --- | --- |
 //! | CAM device | device | what waits for an opening, which CCB is under way, the node, the opens, submitted and completed | every call into CAM |
 //! | XPT topology | kernel | CAM's lists of drivers and their units, and CAM's references to these | load, unload, the end of a unit |
-//! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ, who sleeps in QPIOC_ENTER | submit, complete, reap, kevent |
-//! | `qpass room` | device | the knotes of EVFILT_WRITE, who waits for room in QPIOC_ENTER | a freed request, once somebody asked for room; departure |
+//! | `qpass room` | device | the knotes of EVFILT_WRITE, who waits for room in QPIOC_ENTER | a freed request, where somebody waits for room; a completion, where a call waits for it or for room; departure |
+//! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ, who waits for completions in QPIOC_ENTER | submit, complete, reap, kevent |
 //!
 //! The topology lock is held together with another of these only when a unit's
 //! last reference is given back to CAM. What is taken under the last two is the
 //! kernel's own, of kqueue(2) and select(2).
 //!
 //! Counters, limits and marks that need no more are atomics: an open's and a
-//! device's account, [`stats::Stats`], the module's uses.
+//! device's account and the total, who watches for room, the list of rooms in which
+//! somebody was refused, [`stats::Stats`], the module's uses.
 //!
 //! No lock is held over a copy from or to a process, or over an allocation
 //! that may sleep, or when a request is freed; and none of a device or the
 //! kernel over a wake-up of kqueue(2) or poll(2). A completion that somebody
 //! waits for so drops the device lock, wakes, and takes it again; where nobody
-//! waits, or somebody was woken and has not looked yet, it is not dropped. Who
-//! sleeps in QPIOC_ENTER is woken by wakeup(9), which takes no such lock.
+//! waits, or somebody was woken and has not looked yet, it is not dropped. A call
+//! that sleeps in QPIOC_ENTER is woken by wakeup(9), which takes no such lock.
+//!
+//! There is one way to wait, [`kpi::mutex`]'s `Guard::wait`: for completions on the
+//! queue's lock, for room, or for whichever of both comes first, on the room's. A
+//! freed request tells the room; a completion tells the queue, and the room if a
+//! call there waits for it.
 //!
 //! Two opens of a device share its device lock, around calls into CAM, and no
 //! other until one asks for room: docs/cost.md counts them. The user-mode kernel

@@ -72,6 +72,7 @@ pub fn started(outcome: Result) {
 /// # Errors
 /// `ENXIO`: CAM did not take the driver.
 pub fn load() -> Result {
+    tunable::settle_limits();
     STATE.fetch_or(REGISTERED, Ordering::SeqCst);
     if tunable::replace() {
         if Driver::exists(REPLACED) {

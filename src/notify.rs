@@ -1,7 +1,8 @@
 //! kqueue(2) and poll(2) on an open's completions.
 //!
 //! Every completion counts, an immediate CCB's too. EVFILT_READ's `data` is
-//! how many are ready, EVFILT_WRITE's how many requests more may be queued;
+//! how many are ready, EVFILT_WRITE's how many requests more may be queued, and 0
+//! while no byte is left or the request that was refused last would be again;
 //! EV_EOF says that the device has gone.
 
 use crate::{
@@ -71,8 +72,8 @@ pub fn poll(queue: &Queue, events: c_int, thread: Thread<'_>) -> c_int {
     queue.select.record(thread);
     let mut ready = 0;
     if events & WRITE != 0 {
-        queue.room.watch();
         queue.room.select.record(thread);
+        queue.room.watch();
         if queue.free_requests() != 0 {
             ready |= events & WRITE;
         }
@@ -97,8 +98,9 @@ pub fn kqfilter(queue: &Shared<Queue>, knote: Knote<'_>) -> Result {
             knote.attach::<Readable>(queue.clone());
         }
         sys::EVFILT_WRITE => {
-            queue.room.watch();
             knote.attach::<Writable>(queue.clone());
+            // Behind it: who finds no knote stops to watch.
+            queue.room.watch();
         }
         _ => return Err(EINVAL),
     }

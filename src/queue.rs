@@ -7,23 +7,23 @@
 use crate::{
     buffer::{ZONES, Zones},
     kpi::{
-        errno::{ENXIO, Result},
+        errno::{EAGAIN, ENXIO, Errno, Result},
         fifo::Fifo,
         knlist::KnList,
         list::{Links, List, Node},
-        mutex::Mutex,
+        mutex::{Mutex, check_signals},
         periph::{Held, Periph, PeriphRef},
         selinfo::SelInfo,
         shared::Shared,
         time::Deadline,
         tunable,
-        zone::{Zone, ZoneBox},
+        zone::{self, Zone, ZoneBox},
     },
     limits::{Account, Limits, OwnLimits},
     module::Use,
     notify,
     request::{Request, Ticket},
-    room::Room,
+    room::{self, Room, TOTAL},
     unit::Unit,
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,15 +41,44 @@ pub struct State {
     pub closed: bool,
     /// The device has gone: no call waits any more.
     gone: bool,
-    /// Calls that sleep until completions come, and how many the least of them
-    /// asks for.
-    sleepers: u32,
+    /// Calls that sleep until completions come, on the queue's lock and on the
+    /// room's; and how many completions the least of them asks for.
+    sleepers: [u32; 2],
     wake_at: usize,
     /// Somebody asks to be told of every completion, not of the first.
     every: bool,
 }
 
+/// On which lock a call sleeps that completions wake.
+#[derive(Clone, Copy)]
+enum Sleeper {
+    /// The queue's: it waits for completions alone.
+    ForCompletions,
+    /// The room's: it waits for room too.
+    ForRoom,
+}
+
 impl State {
+    /// A call begins to wait.
+    fn expect(&mut self, who: Sleeper) {
+        self.sleepers[who as usize] += 1;
+    }
+
+    /// It ends.
+    fn no_longer_expect(&mut self, who: Sleeper) {
+        self.sleepers[who as usize] -= 1;
+    }
+
+    /// Whether `n` completions can be reaped; if not, the waiting call hears
+    /// when they can.
+    fn has(&mut self, n: usize) -> bool {
+        let enough = self.done.len() >= n;
+        if !enough {
+            self.wake_at = self.wake_at.min(n);
+        }
+        enough
+    }
+
     fn make_known(&mut self, request: &ZoneBox<Request>) {
         self.last_number += 1;
         let number = &request.known().number;
@@ -73,6 +102,8 @@ pub struct Queue {
     is_closed: AtomicBool,
     account: Account,
     own_limits: OwnLimits,
+    /// Bytes of the request that was refused last, 0 if one was taken since.
+    refused: AtomicU64,
     /// Among the opens of its device.
     links: Links<Queue>,
     /// Which of them it is.
@@ -80,6 +111,12 @@ pub struct Queue {
     /// What the device has room for.
     pub room: Shared<Room>,
     _use: Use,
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.room.leave();
+    }
 }
 
 impl Node for Queue {
@@ -121,7 +158,7 @@ impl Queue {
                 last_number: 0,
                 closed: false,
                 gone: false,
-                sleepers: 0,
+                sleepers: [0; 2],
                 wake_at: usize::MAX,
                 every: false,
             },
@@ -133,6 +170,7 @@ impl Queue {
             is_closed: AtomicBool::new(false),
             account: Account::default(),
             own_limits: OwnLimits::none(),
+            refused: AtomicU64::new(0),
             links: Links::new(),
             number: AtomicU64::new(0),
             room,
@@ -171,15 +209,14 @@ impl Queue {
         // Whom the first one woke looks at those after it by itself.
         let is_news = state.done.is_empty() || state.every;
         state.done.push(request);
-        let enough = state.sleepers != 0 && state.done.len() >= state.wake_at;
-        if enough {
+        let wake = (state.done.len() >= state.wake_at).then(|| {
             state.wake_at = usize::MAX;
-        }
+            state.sleepers
+        });
         let watched = is_news && !this.readers.is_empty(&state) || this.select.is_recorded();
         drop(state);
-        if enough {
-            // Takes no lock that is not the scheduler's.
-            this.state.wakeup();
+        if let Some(sleepers) = wake {
+            this.wake_calls(sleepers);
         }
         Afterwards {
             wake: watched.then(|| this.clone()),
@@ -194,15 +231,19 @@ impl Queue {
 
     /// The oldest completions, `n` at most.
     pub fn take_some(&self, n: usize) -> Fifo<ZoneBox<Request>> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
         let mut taken = Fifo::new();
-        let mut state = self.state.lock();
-        while taken.len() < n {
-            let Some(request) = state.done.pop() else {
-                break;
-            };
-            state.outstanding.remove(&request);
-            taken.push(request);
+        if state.done.len() <= n {
+            taken = state.done.take();
+        } else {
+            while taken.len() < n
+                && let Some(request) = state.done.pop()
+            {
+                taken.push(request);
+            }
         }
+        taken.for_each(|request| state.outstanding.remove(request));
         taken
     }
 
@@ -219,9 +260,21 @@ impl Queue {
         }
         requests.for_each(|request| state.make_known(request));
         state.done.prepend(requests);
+        let sleepers = state.sleepers;
         drop(state);
         notify::wake(self);
-        self.state.wakeup();
+        self.wake_calls(sleepers);
+    }
+
+    /// Wakes calls that wait for completions. The queue's lock may not be held;
+    /// what wakeup(9) takes is the scheduler's.
+    fn wake_calls(&self, sleepers: [u32; 2]) {
+        if sleepers[Sleeper::ForCompletions as usize] != 0 {
+            self.state.wakeup();
+        }
+        if sleepers[Sleeper::ForRoom as usize] != 0 {
+            self.room.wake_waiting();
+        }
     }
 
     /// Sleeps until `n` completions can be reaped.
@@ -231,21 +284,15 @@ impl Queue {
     /// the device has gone.
     pub fn wait(&self, n: usize, deadline: Deadline) -> Result {
         let mut state = self.state.lock();
-        loop {
-            if state.done.len() >= n {
-                return Ok(());
+        state.expect(Sleeper::ForCompletions);
+        let answer = state.wait(deadline, |state| {
+            if state.has(n) {
+                return Some(Ok(()));
             }
-            if state.gone {
-                return Err(ENXIO);
-            }
-            state.wake_at = state.wake_at.min(n);
-            state.sleepers += 1;
-            let slept = state.sleep(deadline);
-            state.sleepers -= 1;
-            if state.done.len() < n {
-                slept?;
-            }
-        }
+            state.gone.then_some(Err(ENXIO))
+        });
+        state.no_longer_expect(Sleeper::ForCompletions);
+        answer
     }
 
     /// The device has gone: nobody waits in a call any more.
@@ -286,10 +333,79 @@ impl Queue {
         drop(done);
     }
 
-    /// Requests that may be queued before a limit is reached.
+    /// Requests that may be queued before a limit is reached; 0 where no byte is
+    /// left, or where the request that the open was refused last would be again.
+    /// A
+    /// watcher that gets 0 is told when that changes.
     pub fn free_requests(&self) -> u32 {
+        let wanted = self.refused.load(Ordering::SeqCst).max(1);
+        if !self.has_room(wanted) {
+            return 0;
+        }
         let own = self.account.free_requests(self.limits());
         own.min(self.room.account().free_requests(Room::limits()))
+    }
+
+    /// What speaks against a request of so many bytes now.
+    fn refusal(&self, bytes: u64) -> Option<Full> {
+        let (own, device) = (self.account.now(), self.room.account().now());
+        let is_alone = device.requests() == 0;
+        if !own.lets_through(bytes, self.limits()) || !device.lets_through(bytes, Room::limits()) {
+            Some(Full::Device)
+        } else if !TOTAL.lets_through(memory_of(bytes), is_alone, tunable::total_max_bytes()) {
+            Some(Full::Total)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a request of so many bytes would be let through. If not, it is
+    /// noted first, so that what is freed from then on is told.
+    fn has_room(&self, bytes: u64) -> bool {
+        let mut noted = None;
+        loop {
+            let refusal = self.refusal(bytes);
+            match refusal {
+                None => return true,
+                // The last look was behind the note that it needs.
+                Some(_) if refusal == noted || noted == Some(Full::Total) => return false,
+                Some(Full::Device) => {}
+                Some(Full::Total) => room::note_total_is_short(),
+            }
+            Room::note_refusal(&self.room);
+            noted = refusal;
+        }
+    }
+
+    /// Sleeps until a request of `bytes` would be let through, or, if
+    /// `or_completion`, until one can be reaped. A signal, the deadline and the
+    /// device's departure are looked at first, so that a caller who comes back
+    /// because another thread was faster is not here for ever.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: the deadline has passed; `EINTR`: a signal came; `ENXIO`:
+    /// the device has gone.
+    pub fn wait_for_room(&self, bytes: u64, or_completion: bool, deadline: Deadline) -> Result {
+        check_signals()?;
+        deadline.check()?;
+        let room = &self.room;
+        let mut state = room.lock.lock();
+        state.waiting += 1;
+        if or_completion {
+            self.state.lock().expect(Sleeper::ForRoom);
+        }
+        let answer = state.wait(deadline, |state| {
+            if state.gone {
+                return Some(Err(ENXIO));
+            }
+            let comes = || self.state.lock().has(1);
+            (or_completion && comes() || self.has_room(bytes)).then_some(Ok(()))
+        });
+        if or_completion {
+            self.state.lock().no_longer_expect(Sleeper::ForRoom);
+        }
+        state.waiting -= 1;
+        answer
     }
 
     /// The ceilings that apply to the open.
@@ -302,15 +418,19 @@ impl Queue {
     /// # Errors
     /// `EINVAL`: above the system's.
     pub fn set_limits(&self, wanted: Limits) -> Result {
+        let before = self.limits();
         self.own_limits.set(wanted, Queue::system_limits())?;
-        // Higher ones make room.
-        self.room.tell();
+        let now = self.limits();
+        if now.requests > before.requests || now.bytes > before.bytes {
+            self.room.tell(|| true);
+        }
         Ok(())
     }
 
     /// What the open has outstanding: requests, and bytes.
     pub fn outstanding(&self) -> (u32, u64) {
-        self.account.now()
+        let now = self.account.now();
+        (now.requests(), now.bytes())
     }
 
     /// How many requests that `wanted` picks are done and not reaped.
@@ -328,56 +448,197 @@ impl Queue {
     }
 }
 
-/// A request's place in its open's limits and its device's, given back when it
-/// is dropped, with no lock held.
+/// What is in the way of a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Full {
+    /// The open's or the device's account: a freed request of the device's
+    /// changes it.
+    Device,
+    /// [`TOTAL`]: that of any device may.
+    Total,
+}
+
+/// Kernel memory of a request that has so many bytes besides.
+fn memory_of(bytes: u64) -> u64 {
+    bytes.wrapping_add(zone::item_size::<Request>() as u64)
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Copy)]
+pub struct Refusal {
+    /// What the caller is told.
+    pub errno: Errno,
+    /// It is over a limit: how many bytes it would have been charged.
+    pub over_limit: Option<u64>,
+}
+
+/// What a function answers that may refuse a request.
+pub type Taken<T = ()> = core::result::Result<T, Refusal>;
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        Refusal {
+            errno,
+            over_limit: None,
+        }
+    }
+}
+
+impl From<Refusal> for Errno {
+    fn from(refusal: Refusal) -> Self {
+        refusal.errno
+    }
+}
+
+/// A request's place in the limits of its open, its device and all devices,
+/// given back when it is dropped, with no lock held.
 pub struct Charge {
     queue: Shared<Queue>,
     bytes: u64,
 }
 
 impl Charge {
+    /// Charges a request that will take so many bytes besides its item of the
+    /// zone, all of it or nothing. What is refused leaves no trace in any
+    /// account, so no other thread is refused because of it, and wakes nobody.
+    ///
     /// # Errors
-    /// `EAGAIN`.
-    pub fn new(queue: &Shared<Queue>) -> Result<Self> {
-        queue.account.add_request(queue.limits())?;
-        if let Err(errno) = queue.room.account().add_request(Room::limits()) {
-            queue.account.release(0);
-            return Err(errno);
+    /// `EAGAIN`: it would be over a limit.
+    #[inline(always)]
+    pub fn take(queue: &Shared<Queue>, bytes: u64) -> Taken<Self> {
+        if queue.charge(bytes) || queue.charge_after_refusal(bytes) {
+            return Ok(Charge {
+                queue: queue.clone(),
+                bytes,
+            });
         }
-        Ok(Charge {
-            queue: queue.clone(),
-            bytes: 0,
+        Err(Refusal {
+            errno: EAGAIN,
+            over_limit: Some(bytes),
         })
     }
 
+    /// Charges so many bytes instead, for the same request.
+    ///
     /// # Errors
-    /// `EAGAIN`.
-    pub fn add_bytes(&mut self, bytes: u64) -> Result {
-        self.queue.account.add_bytes(bytes, self.queue.limits())?;
-        let room = self.queue.room.account();
-        if let Err(errno) = room.add_bytes(bytes, Room::limits()) {
-            self.queue.account.release_bytes(bytes);
-            return Err(errno);
+    /// `EAGAIN`: it would be over a limit; the charge is as it was.
+    pub fn exchange(&mut self, bytes: u64) -> Taken {
+        if bytes < self.bytes {
+            self.queue.shrink(self.bytes - bytes);
+        } else if bytes > self.bytes && !self.queue.grow(bytes - self.bytes) {
+            self.queue.note_refused(bytes);
+            return Err(Refusal {
+                errno: EAGAIN,
+                over_limit: Some(bytes),
+            });
         }
-        self.bytes += bytes;
+        self.bytes = bytes;
         Ok(())
-    }
-}
-
-impl Charge {
-    /// Takes bytes off again that nothing was allocated for.
-    pub fn give_back(&mut self, bytes: u64) {
-        self.bytes -= bytes;
-        self.queue.account.release_bytes(bytes);
-        self.queue.room.account().release_bytes(bytes);
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.queue.account.release(self.bytes);
-        self.queue.room.account().release(self.bytes);
-        self.queue.room.tell();
+        self.queue.release(self.bytes);
+    }
+}
+
+impl Queue {
+    /// Charges a request, with a look at all accounts before the first changes:
+    /// where the limits stay reached, nothing changes.
+    #[inline(always)]
+    fn charge(&self, bytes: u64) -> bool {
+        let device = self.room.account();
+        let (limits, device_limits) = (self.limits(), Room::limits());
+        let memory = memory_of(bytes);
+        let (seen, device_seen) = (self.account.now(), device.now());
+        let is_alone = device_seen.requests() == 0;
+        if !seen.lets_through(bytes, limits)
+            || !device_seen.lets_through(bytes, device_limits)
+            || !TOTAL.lets_through(memory, is_alone, tunable::total_max_bytes())
+            || !self.account.charge(seen, bytes, limits)
+        {
+            return false;
+        }
+        if !device.charge(device_seen, bytes, device_limits) {
+            // Another thread was faster after the look.
+            self.undo(bytes);
+            return false;
+        }
+        TOTAL.charge(memory);
+        if self.refused.load(Ordering::Relaxed) != 0 {
+            self.forget_refusal();
+        }
+        true
+    }
+
+    /// A request of the open was taken after one that was refused: there is room
+    /// for what the program does now, and a knote that said no hears of it.
+    #[cold]
+    fn forget_refusal(&self) {
+        self.refused.store(0, Ordering::SeqCst);
+        self.room.tell(|| true);
+    }
+
+    /// Takes back what a lost race has charged; a thread that it has kept out
+    /// meanwhile is told.
+    #[cold]
+    fn undo(&self, bytes: u64) {
+        self.account.release(bytes);
+        self.room.tell(|| true);
+    }
+
+    /// Notes that a request of so many bytes was refused, and tries once more:
+    /// what was freed before the note was told to nobody.
+    #[cold]
+    fn charge_after_refusal(&self, bytes: u64) -> bool {
+        self.note_refused(bytes);
+        // Where nobody watches, nobody is to be told.
+        self.room.is_watched() && self.charge(bytes)
+    }
+
+    fn note_refused(&self, bytes: u64) {
+        // Never 0, which says that none was.
+        self.refused.store(bytes.max(1), Ordering::SeqCst);
+        if self.room.is_watched() {
+            self.has_room(bytes);
+        }
+    }
+
+    /// Charges so many bytes more for a request that is charged.
+    fn grow(&self, bytes: u64) -> bool {
+        if !self.account.grow(bytes, self.limits()) {
+            return false;
+        }
+        let device = self.room.account();
+        let is_alone = device.now().requests() == 1;
+        if !TOTAL.lets_through(bytes, is_alone, tunable::total_max_bytes())
+            || !device.grow(bytes, Room::limits())
+        {
+            self.account.shrink(bytes);
+            self.room.tell(|| true);
+            return false;
+        }
+        TOTAL.charge(bytes);
+        true
+    }
+
+    /// Gives bytes back of a request that stays.
+    fn shrink(&self, bytes: u64) {
+        TOTAL.release(bytes);
+        let own = self.account.shrink(bytes);
+        let device = self.room.account().shrink(bytes);
+        self.room
+            .tell(|| own.is_full(self.limits()) || Room::was_full(device));
+    }
+
+    /// Gives a request's charge back.
+    fn release(&self, bytes: u64) {
+        TOTAL.release(memory_of(bytes));
+        let own = self.account.release(bytes);
+        let device = self.room.account().release(bytes);
+        self.room
+            .tell(|| own.is_full(self.limits()) || Room::was_full(device));
     }
 }
 

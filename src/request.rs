@@ -17,7 +17,6 @@ use crate::{
     ioctl::{self, Direction, Field, Format, Operation, Route, Transfer},
     kpi::{
         abort::Sent,
-        alloc::KVec,
         ccb::Ccb,
         cdev::Thread,
         devstat::{Moved, Started},
@@ -31,8 +30,9 @@ use crate::{
         user::UserPtr,
         zone::{Draft, ZoneBox, ZoneItem},
     },
-    queue::{Charge, Open},
+    queue::{Charge, Open, Taken},
     sg::{self, Segment},
+    unit::Unit,
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use sys_bindings as sys;
@@ -116,7 +116,7 @@ impl Asked {
     fn new(ccb: &Ccb, operation: &Operation, thread: Thread<'_>) -> Self {
         let (cdb, cdb_len) = ccb.command();
         let (mut len, mut direction) = (0, 0);
-        for transfer in operation.transfers.iter().flatten() {
+        let mut add = |transfer: Transfer| {
             len += transfer.len;
             if transfer.direction.copies_out() {
                 direction |= sys::QPASS_DIRECTION_IN as u8;
@@ -124,7 +124,10 @@ impl Asked {
             if transfer.direction.copies_in() {
                 direction |= sys::QPASS_DIRECTION_OUT as u8;
             }
-        }
+        };
+        let [first, second] = operation.transfers;
+        first.map(&mut add);
+        second.map(&mut add);
         Asked {
             func_code: ccb.hdr().func_code,
             len,
@@ -186,13 +189,16 @@ impl ZoneItem for Request {
 impl Request {
     /// Copies a user's CCB and its data in. Sleeps.
     ///
+    /// The request is charged once, when its CCB has told what it will take and
+    /// before any of that is allocated. The copy of the CCB comes before: a thread
+    /// has one such at a time, as it has one synchronous command.
+    ///
     /// # Errors
     /// `EAGAIN`: the open or the device is at its limits; `EFAULT`: a bad
     /// pointer; `EINVAL`, `ENODEV`: see [`Operation::parse`]; `EPERM`: see
     /// [`check_physical`](Self::check_physical); `EINVAL`: the CDB or the
     /// transfer is too long; `ENXIO`: the device is gone.
-    pub fn from_user(open: &Shared<Open>, name: Name, thread: Thread<'_>) -> Result<ZoneBox<Self>> {
-        let charge = Charge::new(&open.queue)?;
+    pub fn from_user(open: &Shared<Open>, name: Name, thread: Thread<'_>) -> Taken<ZoneBox<Self>> {
         open.zones()?;
         let mut draft = Draft::copyin(open.clone(), name.user_ccb)?;
         let ccb = draft.ccb();
@@ -206,12 +212,19 @@ impl Request {
         if ccb.has(Field::Nvme) {
             unit.check_nvme(open.periph(), ccb, &operation, thread)?;
         }
+        let asked = Asked::new(ccb, &operation, thread);
+        let plan = if operation.has_data() {
+            Self::plan(unit, ccb, &operation, &asked.cdb)
+        } else {
+            Plan::NOTHING
+        };
+        let charge = Charge::take(&open.queue, plan.bytes)?;
         let ticket = Ticket {
             links: Links::new(),
             user_ccb: name.user_ccb,
             tag: name.tag,
             number: AtomicU64::new(0),
-            asked: Asked::new(ccb, &operation, thread),
+            asked,
             sent: Sent::none(),
             waits: operation.route == Route::UserCcb,
             is_done: AtomicBool::new(false),
@@ -225,7 +238,7 @@ impl Request {
             charge,
             started: None,
         };
-        request.set_up_data(ccb, &ticket.asked.cdb, thread)?;
+        request.set_up_data(ccb, &plan, thread)?;
         Ok(draft.finish(request, ticket))
     }
 
@@ -254,46 +267,92 @@ impl Request {
         thread.securelevel_gt(0)
     }
 
-    fn set_up_data(&mut self, ccb: &mut Ccb, command: &[u8; 16], thread: Thread<'_>) -> Result {
+    /// What a request will take besides its item of the zone: its list, and
+    /// chunks or pages, and that for both runs of an XPT_SMP_IO. Where a list that
+    /// is not read yet may be one of pages, as if it were.
+    fn plan(unit: &Unit, ccb: &mut Ccb, operation: &Operation, command: &[u8; 16]) -> Plan {
+        match operation.transfers {
+            [Some(one), None] => Self::plan_one(unit, ccb, operation.format, one, command),
+            // The two of an XPT_SMP_IO are copied.
+            transfers => Plan {
+                bytes: transfers.iter().flatten().map(|t| data_bytes(t.len, None)).sum(),
+                ..Plan::NOTHING
+            },
+        }
+    }
+
+    fn plan_one(
+        unit: &Unit,
+        ccb: &mut Ccb,
+        format: Format,
+        transfer: Transfer,
+        command: &[u8; 16],
+    ) -> Plan {
+        let len = transfer.len;
+        let may_hold = unit.unmapped
+            && len >= tunable::zerocopy_min()
+            && transfer.takes_pages(ccb.hdr().func_code, command);
+        let mut pages = None;
+        let bytes = match format {
+            Format::Physical => 0,
+            Format::PhysicalList(count) => list_bytes(count),
+            Format::List(count) if may_hold => {
+                let pages = len.div_ceil(sys::PAGE_SIZE) as usize + 1;
+                list_bytes(count) + data_bytes(len, Some(pages))
+            }
+            Format::List(count) => list_bytes(count) + data_bytes(len, None),
+            Format::Address => {
+                if may_hold {
+                    let at = ccb.data(transfer.field);
+                    pages = sg::pages_of_one(at.address() as u64, len);
+                }
+                data_bytes(len, pages)
+            }
+        };
+        Plan {
+            may_hold,
+            pages,
+            bytes,
+        }
+    }
+
+    fn set_up_data(&mut self, ccb: &mut Ccb, plan: &Plan, thread: Thread<'_>) -> Taken {
         let transfers = self.operation.transfers;
         let addresses = transfers.map(|t| t.map(|t| ccb.data(t.field)));
         ccb.build(&self.operation);
-        let func_code = ccb.hdr().func_code;
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
-                let pages = transfer.takes_pages(func_code, command);
-                self.buffers[i] = Some(self.buffer(ccb, transfer, at, pages, thread)?);
+                self.buffers[i] = Some(self.buffer(ccb, plan, transfer, at, thread)?);
             }
         }
         Ok(())
     }
 
-    /// Has the CCB point at what the device shall move; `pages` says whether that
-    /// may be the process's own.
+    /// Has the CCB point at what the device shall move.
     fn buffer(
         &mut self,
         ccb: &mut Ccb,
+        plan: &Plan,
         transfer: Transfer,
         at: UserPtr,
-        pages: bool,
         thread: Thread<'_>,
-    ) -> Result<Buffer> {
+    ) -> Taken<Buffer> {
         let field = transfer.field;
         match self.operation.format {
             Format::Address => {
-                let segments = Segments::one(at, transfer.len);
-                self.reach(ccb, transfer, segments, pages, thread)
+                let one = Segments::one(at, transfer.len);
+                self.reach(ccb, plan, transfer, one, thread)
             }
             Format::List(count) => {
-                let list = self.copyin_list(at, count, transfer.len)?;
-                self.reach(ccb, transfer, Segments::List(list), pages, thread)
+                let list = buffer::copyin_list(at, count, transfer.len)?;
+                self.reach(ccb, plan, transfer, Segments::List(list), thread)
             }
             Format::Physical => {
                 ccb.set_physical(field, at);
                 Ok(Buffer::Physical)
             }
             Format::PhysicalList(count) => {
-                let list = self.copyin_list(at, count, transfer.len)?;
+                let list = buffer::copyin_list(at, count, transfer.len)?;
                 ccb.set_list(field, &list, sys::CAM_DATA_SG_PADDR);
                 Ok(Buffer::PhysicalList(list))
             }
@@ -305,17 +364,22 @@ impl Request {
     fn reach(
         &mut self,
         ccb: &mut Ccb,
+        plan: &Plan,
         transfer: Transfer,
         segments: Segments,
-        pages: bool,
         thread: Thread<'_>,
-    ) -> Result<Buffer> {
-        if pages && let Some(pages) = self.hold(transfer, &segments, thread)? {
+    ) -> Taken<Buffer> {
+        if let Some(pages) = self.hold(plan, transfer, &segments, thread)? {
             ccb.set_pages(transfer.field, &pages);
             self.open.queue.room.stats.in_place(transfer.len);
             return Ok(Buffer::Pages(pages));
         }
-        self.bounce(ccb, transfer, segments)
+        if plan.may_hold {
+            // It was charged for pages, and has one run.
+            let bytes = data_bytes(transfer.len, None);
+            self.charge.exchange(segments.list_bytes() + bytes)?;
+        }
+        Ok(self.bounce(ccb, transfer, segments)?)
     }
 
     /// Holds the pages of a transfer, if it may have its data in them and the SIM
@@ -325,44 +389,40 @@ impl Request {
     /// `EAGAIN`: over a limit.
     fn hold(
         &mut self,
+        plan: &Plan,
         transfer: Transfer,
         segments: &Segments,
         thread: Thread<'_>,
-    ) -> Result<Option<HeldPages>> {
-        if !self.open.unit()?.unmapped || transfer.len < tunable::zerocopy_min() {
+    ) -> Taken<Option<HeldPages>> {
+        if !plan.may_hold {
             return Ok(None);
         }
-        let Some(pages) = sg::pages_of(segments.as_slice(), transfer.len) else {
+        let pages = match segments {
+            Segments::One(_) => plan.pages,
+            Segments::List(list) => sg::pages_of(list, transfer.len),
+        };
+        let Some(pages) = pages else {
             return Ok(None);
         };
-        let bytes = pages as u64 * u64::from(sys::PAGE_SIZE) + HeldPages::overhead(pages);
-        self.charge.add_bytes(bytes)?;
+        if let Segments::List(_) = segments {
+            let bytes = data_bytes(transfer.len, Some(pages));
+            self.charge.exchange(segments.list_bytes() + bytes)?;
+        }
         let access = match transfer.direction {
             Direction::Out => Access::Read,
             _ => Access::Write,
         };
         let held = HeldPages::hold(thread, segments.as_slice(), transfer.len, pages, access);
-        if held.is_err() {
-            // A copy says what is wrong, now or when it is reaped, as it does
-            // for a short transfer; and it may be memory that can be copied.
-            self.charge.give_back(bytes);
-        }
+        // A copy says what is wrong, now or when it is reaped, as it does for a
+        // short transfer; and it may be memory that can be copied.
         Ok(held.ok())
     }
 
     /// Takes kernel memory for a transfer, and has the CCB point at it.
     fn bounce(&mut self, ccb: &mut Ccb, transfer: Transfer, segments: Segments) -> Result<Buffer> {
-        self.charge.add_bytes(buffer::footprint(transfer.len))?;
         let bounce = Bounce::new(&self.open, transfer, segments)?;
         bounce.attach(ccb);
         Ok(Buffer::Bounce(bounce))
-    }
-
-    /// Copies a list in, which is kernel memory too.
-    fn copyin_list(&mut self, at: UserPtr, count: u16, len: u32) -> Result<KVec<Segment>> {
-        let bytes = u64::from(count) * size_of::<Segment>() as u64;
-        self.charge.add_bytes(bytes)?;
-        buffer::copyin_list(at, count, len)
     }
 
     /// Brings a CDB that is elsewhere into the CCB.
@@ -420,6 +480,38 @@ impl Request {
                 }
             }
         }
+    }
+}
+
+/// How much a request will take, and how its data goes.
+struct Plan {
+    /// Bytes to charge.
+    bytes: u64,
+    /// Its transfer may be given to the SIM as pages.
+    may_hold: bool,
+    /// As so many, where that is known.
+    pages: Option<usize>,
+}
+
+impl Plan {
+    /// Of a request without data.
+    const NOTHING: Plan = Plan {
+        bytes: 0,
+        may_hold: false,
+        pages: None,
+    };
+}
+
+/// What the copy of a list of so many segments takes.
+fn list_bytes(count: u16) -> u64 {
+    u64::from(count) * size_of::<Segment>() as u64
+}
+
+/// What the data of a transfer takes: as so many pages, or as a copy.
+fn data_bytes(len: u32, pages: Option<usize>) -> u64 {
+    match pages {
+        Some(pages) => pages as u64 * u64::from(sys::PAGE_SIZE) + HeldPages::overhead(pages),
+        None => buffer::footprint(len),
     }
 }
 

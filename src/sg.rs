@@ -48,6 +48,16 @@ pub fn runs(segments: &[Segment], len: u32) -> impl Iterator<Item = Segment> + C
 /// bytes than were meant.
 pub const ALIGNMENT: u64 = 512;
 
+/// How many pages `len` bytes from `address` on are in, if they start and end at a
+/// multiple of [`ALIGNMENT`]. `None` if not, or if the address is absurd.
+pub fn pages_of_one(address: u64, len: u32) -> Option<usize> {
+    const PAGE: u64 = sys_bindings::PAGE_SIZE as u64;
+    let len = u64::from(len);
+    let end = address.checked_add(len)?;
+    let is_aligned = (address | len).is_multiple_of(ALIGNMENT);
+    (is_aligned && len != 0).then(|| (end.div_ceil(PAGE) - address / PAGE) as usize)
+}
+
 /// How many pages the first `len` bytes are in, if these make one run of pages:
 /// every segment starts and ends at a multiple of [`ALIGNMENT`], and wherever one
 /// ends and another begins is the end and the beginning of a page. `None` if not,
@@ -195,6 +205,8 @@ mod tests {
     fn what_busdma_would_bounce_is_no_run_of_pages() {
         for off in (0..1024).filter(|off| off % 512 != 0) {
             assert_eq!(pages_of(&[segment(0x1000 + off, 4096)], 4096), None);
+            assert_eq!(pages_of_one(0x1000 + off, 4096), None);
+            assert_eq!(pages_of_one(0x1000, 4096 + off as u32), None);
             assert_eq!(
                 pages_of(&[segment(0x1000, 4096 + off)], 4096 + off as u32),
                 None
@@ -240,6 +252,11 @@ mod tests {
                 }
             }
             let found = pages_of(&list, len);
+            let first = runs(&list[..1], len).next();
+            if let Some(first) = first {
+                let one = pages_of_one(first.address, first.len as u32);
+                prop_assert_eq!(one, pages_of(&[first], first.len as u32));
+            }
             if found.is_some() {
                 prop_assert!(good);
                 prop_assert_eq!(found, Some(pages));

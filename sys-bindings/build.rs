@@ -50,11 +50,13 @@ const FUNCTIONS: &[&str] = &[
     "cam_release_devq",
     "xpt_(un)?lock_buses",
     "xpt_path_mtx",
+    "xpt_(freeze|release)_devq",
     "xpt_(create|free)_path",
     "xpt_(register_async|action)",
     "xpt_(alloc|free|release|merge)_ccb",
     "xpt_setup_ccb(_flags)?",
     "securelevel_gt",
+    "sig_intr",
     "priv_check",
     "sysctl_(ctx_init|ctx_free|add_oid|handle_64)",
     "eventratecheck",
@@ -111,6 +113,7 @@ const TYPES: &[&str] = &[
 const OPAQUE: &[&str] = &["vm_page", "vm_map", "vmspace", "pmap"];
 const VARIABLES: &[&str] = &[
     "taskqueue_thread",
+    "physmem",
     "unmapped_buf",
     "BIO_(READ|WRITE|UNMAPPED)",
     "PAGE_SIZE",

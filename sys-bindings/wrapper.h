@@ -27,6 +27,7 @@
 #include <sys/priv.h>
 #include <sys/proc.h>
 #include <sys/selinfo.h>
+#include <sys/signalvar.h>
 #include <sys/sysctl.h>
 #include <sys/sysent.h>
 #include <sys/syscall.h>

@@ -308,15 +308,14 @@ impl Ccb {
     /// a CCB that CAM has allocated.
     fn build_header(&mut self, flags: u32) {
         let hdr = self.hdr_mut();
-        // SAFETY: plain data.
-        let mut built: sys::ccb_hdr = unsafe { core::mem::zeroed() };
-        built.func_code = hdr.func_code;
-        built.flags = flags;
-        built.timeout = hdr.timeout;
-        built.retry_count = hdr.retry_count;
+        let (func_code, timeout, retry_count) = (hdr.func_code, hdr.timeout, hdr.retry_count);
+        let priority = hdr.pinfo.priority;
+        // SAFETY: plain data. In place: a header that is made elsewhere is copied.
+        unsafe { (&raw mut *hdr).write_bytes(0, 1) };
+        (hdr.func_code, hdr.timeout, hdr.retry_count) = (func_code, timeout, retry_count);
+        hdr.flags = flags;
         // Until setup() says what becomes of it.
-        built.pinfo.priority = hdr.pinfo.priority;
-        *hdr = built;
+        hdr.pinfo.priority = priority;
     }
 
     /// Where a kernel with BUF_TRACKING has a `struct bio *` in an XPT_SCSI_IO,
@@ -399,8 +398,18 @@ impl Ccb {
             sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
                 let csio = self.csio();
                 let len = csio.cdb_len;
-                take((&raw const csio.cdb_io).cast(), usize::from(len));
-                return (bytes, len);
+                // SAFETY: plain data, 16 bytes of it; what is behind the CDB is not
+                // of it.
+                let all = u128::from_le_bytes(unsafe { csio.cdb_io.cdb_bytes });
+                let first = |n: u8| (1u64 << (8 * n)) - 1;
+                let (low, high) = (all as u64, (all >> 64) as u64);
+                let (low, high) = match len {
+                    0..=7 => (low & first(len), 0),
+                    8..=15 => (low, high & first(len - 8)),
+                    _ => (low, high),
+                };
+                let all = u128::from(low) | u128::from(high) << 64;
+                return (all.to_le_bytes(), len);
             }
             sys::XPT_ATA_IO => {
                 // SAFETY: plain data.

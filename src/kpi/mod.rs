@@ -48,6 +48,8 @@ pub mod selinfo;
 #[cfg(not(test))]
 pub mod shared;
 #[cfg(not(test))]
+pub mod stack;
+#[cfg(not(test))]
 pub mod sysctl;
 #[cfg(not(test))]
 pub mod task;

@@ -62,7 +62,7 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// wakeup(9): everybody who sleeps in [`Guard::sleep`].
+    /// wakeup(9): everybody who sleeps in [`Guard::wait`].
     pub fn wakeup(&self) {
         // SAFETY: the address is a name only.
         unsafe { sys::wakeup(self.raw.get().cast()) };
@@ -90,6 +90,19 @@ impl<T> Drop for Mutex<T> {
     }
 }
 
+/// sig_intr(9): whether a signal waits to be handled that would end a sleep; for
+/// a loop whose turns do not all sleep.
+///
+/// # Errors
+/// `EINTR`: one does.
+pub fn check_signals() -> Result {
+    // SAFETY: looks at the calling thread; no lock is needed or held.
+    match unsafe { sys::sig_intr() } {
+        ERESTART => Err(EINTR),
+        error => check(error),
+    }
+}
+
 /// Holds the lock.
 pub struct Guard<'a, T> {
     mutex: &'a Mutex<T>,
@@ -98,13 +111,39 @@ pub struct Guard<'a, T> {
 }
 
 impl<T> Guard<'_, T> {
+    /// Sleeps until `look` has an answer: the one way in which a thread waits
+    /// for a condition. `look` is asked with the lock held, before the first
+    /// sleep and after each, however that ended; every turn without an answer
+    /// sleeps, so there is no busy loop. What `look` looks at changes with the
+    /// lock held, and then comes a [`Mutex::wakeup`], so no change is missed.
+    ///
+    /// # Errors
+    /// That of the answer; else, where `look` has none: `ETIMEDOUT`: the
+    /// deadline has passed; `EINTR`: a signal is pending, also one that came
+    /// before the call.
+    pub fn wait<R>(
+        &mut self,
+        deadline: Deadline,
+        mut look: impl FnMut(&mut T) -> Option<Result<R>>,
+    ) -> Result<R> {
+        let mut slept = Ok(());
+        loop {
+            if let Some(answer) = look(self) {
+                return answer;
+            }
+            slept?;
+            slept = self.sleep(deadline);
+        }
+    }
+
     /// msleep_sbt(9): lets the lock go, sleeps until [`Mutex::wakeup`], and
     /// takes it again. What it guards may have changed, and may be as it was.
     /// No other lock may be held.
     ///
     /// # Errors
-    /// `ETIMEDOUT`: the deadline has passed; `EINTR`: a signal came.
-    pub fn sleep(&mut self, deadline: Deadline) -> Result {
+    /// `ETIMEDOUT`: the deadline has passed; `EINTR`: a signal came, or had
+    /// come (sleepqueue(9) looks before it sleeps).
+    fn sleep(&mut self, deadline: Deadline) -> Result {
         let mtx = self.as_mtx();
         // SAFETY: the lock is held; nobody can use this guard meanwhile.
         let error = unsafe {

@@ -476,6 +476,14 @@ impl Held<'_> {
         }
     }
 
+    /// xpt_freeze_devq(9), until it is dropped: what CAM has in its queue stays
+    /// there. CAM sends from it with no device lock.
+    pub fn freeze(&self) -> Frozen<'_> {
+        // SAFETY: the lock is held, and the path lives.
+        unsafe { sys::xpt_freeze_devq(self.periph.path(), 1) };
+        Frozen(self.periph)
+    }
+
     pub(super) fn release_devq(&mut self) {
         // SAFETY: the lock is held; releases one freeze.
         unsafe { sys::cam_release_devq(self.periph.path(), 0, 0, 0, 0) };
@@ -489,6 +497,16 @@ impl Drop for Held<'_> {
             // device's and outlives the periph's path.
             unsafe { mtx_unlock(mtx) };
         }
+    }
+}
+
+/// A freeze of a device's queue, that is given back.
+pub struct Frozen<'h>(&'h Periph);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // SAFETY: one freeze, ours; the path lives as long as the periph.
+        unsafe { sys::xpt_release_devq(self.0.path(), 1, 1) };
     }
 }
 

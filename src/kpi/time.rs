@@ -1,6 +1,8 @@
 //! Time since boot, as sleep(9) and clock_gettime(2)'s CLOCK_MONOTONIC have it.
 
 #[cfg(not(test))]
+use super::errno::{ETIMEDOUT, Result};
+#[cfg(not(test))]
 use sys_bindings as sys;
 
 /// Nanoseconds in a second.
@@ -22,6 +24,18 @@ impl Deadline {
         Some(Deadline(
             (i64::from(seconds) << 32 | fraction as i64).max(1),
         ))
+    }
+
+    /// Whether it has passed.
+    ///
+    /// # Errors
+    /// `ETIMEDOUT`: it has.
+    #[cfg(not(test))]
+    pub fn check(self) -> Result {
+        match Deadline::at(uptime()) {
+            Some(now) if self != Self::NEVER && now.0 >= self.0 => Err(ETIMEDOUT),
+            _ => Ok(()),
+        }
     }
 
     /// As a sbintime_t since boot, 0 for never.

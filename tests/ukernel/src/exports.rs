@@ -23,7 +23,7 @@ pub type Export = (&'static str, *const c_void);
 /// The functions.
 pub fn functions() -> Vec<Export> {
     let mut all: Vec<Export> = table! {
-        lock::{ __mtx_lock_flags, __mtx_unlock_flags, _mtx_init, _mtx_destroy, _sleep, wakeup, pause_sbt }
+        lock::{ __mtx_lock_flags, __mtx_unlock_flags, _mtx_init, _mtx_destroy, _sleep, wakeup, pause_sbt, sig_intr }
         memory::{ malloc, free, malloc_init, malloc_uninit, uma_zcreate, uma_zdestroy, uma_zalloc_arg, uma_zfree_arg }
         user::{ copyin, copyout }
         vm::{ vm_fault_quick_hold_pages, vm_page_unhold_pages, vm_page_dirty_KBI, vm_page_trysbusy, vm_page_sunbusy, vm_page_is_valid }
@@ -62,6 +62,7 @@ pub fn functions() -> Vec<Export> {
 /// the low 2 GiB, where the kernel's code model reaches them.
 pub const VARIABLES: &[(&str, usize)] = &[
     ("periph_drivers", size_of::<usize>()),
+    ("physmem", size_of::<usize>()),
     ("taskqueue_thread", size_of::<usize>()),
     ("unmapped_buf", size_of::<usize>()),
     ("sysctl___hw", size_of::<crate::sys::sysctl_oid>()),

@@ -217,6 +217,10 @@ impl Module {
         if let Some(at) = imports.get("periph_drivers") {
             cam::place_periph_drivers(*at);
         }
+        if let Some(at) = imports.get("physmem") {
+            // SAFETY: the variable's place in the arena, see take().
+            unsafe { (*at as *mut u64).write(memory::physmem()) };
+        }
         Ok(imports)
     }
 

@@ -286,6 +286,8 @@ struct Channels {
     sleepers: HashMap<usize, usize>,
     /// Signals sent so far, to every process.
     signals: u64,
+    /// A signal was sent while nobody slept, and nobody has handled it.
+    is_pending: bool,
     /// Threads that a signal would wake.
     catching: usize,
     /// Sleeps so far that a signal would have ended.
@@ -309,6 +311,23 @@ pub fn signal() {
     let (lock, woken) = &*CHANNELS;
     lock.lock().unwrap().signals += 1;
     woken.notify_all();
+}
+
+/// Leaves a signal pending, or has it handled: threads that would sleep with
+/// PCATCH do not while it is, as sleepqueue(9) has it, and sig_intr(9) tells.
+pub fn pend(on: bool) {
+    let (lock, woken) = &*CHANNELS;
+    lock.lock().unwrap().is_pending = on;
+    woken.notify_all();
+}
+
+/// sig_intr(9).
+pub(crate) unsafe extern "C" fn sig_intr() -> c_int {
+    if CHANNELS.0.lock().unwrap().is_pending {
+        sys::EINTR as c_int
+    } else {
+        0
+    }
 }
 
 /// Threads that sleep where a signal would wake them.
@@ -348,7 +367,7 @@ fn sleep(
     let deadline = timeout.map(|t| Instant::now() + t);
     let mut slept = Slept::Woken;
     while channels.wakeups.get(&chan).copied().unwrap_or(0) == before {
-        if catch && channels.signals != signals {
+        if catch && (channels.signals != signals || channels.is_pending) {
             slept = Slept::Interrupted;
             break;
         }

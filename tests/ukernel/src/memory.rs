@@ -10,8 +10,19 @@ use std::{
     alloc::Layout,
     collections::{HashMap, VecDeque},
     ffi::{CStr, c_char, c_int, c_void},
-    sync::{LazyLock, Mutex},
+    sync::{
+        LazyLock, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+/// The machine's memory in bytes, for modules that are loaded from now on.
+pub static MEMORY: AtomicU64 = AtomicU64::new(4 << 30);
+
+/// `physmem`, in pages.
+pub(crate) fn physmem() -> u64 {
+    MEMORY.load(Ordering::Relaxed) / u64::from(sys::PAGE_SIZE)
+}
 
 /// What lies before and after memory that is in use.
 const GUARD: u8 = 0xa5;

@@ -14,6 +14,7 @@ mod formats;
 mod life;
 mod outstanding;
 mod recovery;
+mod room;
 mod unload;
 mod zerocopy;
 
@@ -84,6 +85,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         life::TESTS,
         outstanding::TESTS,
         recovery::TESTS,
+        room::TESTS,
         unload::TESTS,
         zerocopy::TESTS,
     ];
@@ -771,6 +773,16 @@ fn a_long_list_counts_as_bytes() {
     lens[0] = 512;
     command.rw10(false, 0, 1);
     command.list(&mut list, 0, 0, &lens);
+    // Alone it is let through.
+    assert_eq!(command.queue(&mut machine, fd), Ok(()));
+    let bytes = control::outstanding(&mut machine, fd).1;
+    assert_eq!(bytes, 60_000 * 16 + 4096);
+    assert_eq!(command.queue(&mut machine, fd), Err(EAGAIN));
+    machine.close(fd);
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let mut other = Command::new(&mut machine, 0);
+    other.immediate(sys::XPT_NOOP);
+    other.queue(&mut machine, fd).expect("queue");
     assert_eq!(command.queue(&mut machine, fd), Err(EAGAIN));
     machine.close(fd);
     machine.unload(module);
@@ -1303,7 +1315,11 @@ fn whatever_happens_nothing_is_left() {
         .filter(|(first, second)| first.starts_with("qpass") || second.starts_with("qpass"))
         .map(|(first, second)| (first.as_str(), second.as_str()))
         .collect();
-    let wanted = ["qpass queue", "qpass room"].map(|second| ("CAM device lock", second));
+    let wanted = [
+        ("CAM device lock", "qpass queue"),
+        ("CAM device lock", "qpass room"),
+        ("qpass room", "qpass queue"),
+    ];
     assert_eq!(orders, wanted);
 }
 
