@@ -6,6 +6,7 @@
 //! process and a broken rule ends it.
 
 mod abort;
+mod abort_hard;
 mod control;
 mod counts;
 mod enter;
@@ -14,6 +15,7 @@ mod formats;
 mod life;
 mod outstanding;
 mod recovery;
+mod shared_state;
 mod zerocopy;
 
 use conform::{command::Command, sys::Sys};
@@ -75,6 +77,7 @@ use tests;
 fn all_tests() -> impl Iterator<Item = &'static Test> {
     let others = [
         abort::TESTS,
+        abort_hard::TESTS,
         control::TESTS,
         counts::TESTS,
         enter::TESTS,
@@ -83,6 +86,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         life::TESTS,
         outstanding::TESTS,
         recovery::TESTS,
+        shared_state::TESTS,
         zerocopy::TESTS,
     ];
     TESTS.iter().chain(others.into_iter().flatten())
