@@ -15,7 +15,6 @@ tests! {
     a_target_mode_answer_goes_through;
     timeout_and_retries_reach_the_sim;
     whatever_has_no_data_is_answered_at_once;
-    a_frozen_queue_can_be_released_by_hand;
 }
 
 const EPERM: i32 = sys::EPERM as i32;
@@ -404,24 +403,6 @@ fn whatever_has_no_data_is_answered_at_once() {
         assert_eq!(command.send(&mut machine, fd), enodev, "{func_code:#x}");
     }
     machine.disk().unstick();
-    machine.close(fd);
-    machine.unload(module);
-}
-
-fn a_frozen_queue_can_be_released_by_hand() {
-    let (mut machine, module) = boot(Config::default());
-    let fd = machine.open(NODE, RDWR).expect("open");
-    cam::freeze(machine.device());
-    let mut command = Command::new(&mut machine, 0);
-    command.test_unit_ready();
-    command.queue(&mut machine, fd).expect("queue");
-    assert_eq!(machine.poll(fd, POLLIN, 20), Ok(0), "it waits");
-    let mut release = Command::new(&mut machine, 0);
-    release.immediate(sys::XPT_REL_SIMQ);
-    release.send(&mut machine, fd).expect("send");
-    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
-    command.get(&mut machine, fd).expect("get");
-    assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
     machine.close(fd);
     machine.unload(module);
 }

@@ -1446,6 +1446,15 @@ fn random_ccb(random: &mut fastrand::Rng, command: &mut Command, list: &mut conf
             command.immediate(sys::XPT_ABORT);
             command.ccb.ccb_mut().cab.abort_ccb = command.ccb.address() as *mut sys::ccb;
         }
+        6 if random.u32(..8) == 0 => {
+            // A number of openings that no device has, now and then.
+            command.immediate(sys::XPT_REL_SIMQ);
+            // SAFETY: plain data.
+            let crs = unsafe { &mut command.ccb.ccb_mut().crs };
+            crs.release_flags = random.u32(..16);
+            crs.openings = random.u32(..) >> random.u32(..32);
+            crs.release_timeout = random.u32(..10_000);
+        }
         3 => {
             command.rw10(false, 0, blocks);
             let len = usize::from(blocks) * 512;
