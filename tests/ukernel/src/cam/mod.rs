@@ -1762,7 +1762,8 @@ pub(crate) unsafe extern "C" fn cam_periph_unmapmem(
 }
 
 /// What must hold when the module has gone: no periph, no CCB, no path, no
-/// callback, no frozen queue, and a driver list without it.
+/// callback, no frozen queue, nothing that others print, and a driver list
+/// without it.
 pub fn check_clean(module: std::ops::Range<usize>) {
     settle();
     for (what, live) in [
@@ -1774,6 +1775,10 @@ pub fn check_clean(module: std::ops::Range<usize>) {
         if live != 0 {
             broken(&format!("{live} {what} are left at unload"));
         }
+    }
+    let noise = take_noise();
+    if !noise.is_empty() {
+        broken(&format!("others print because of the module: {noise:?}"));
     }
     if listed_drivers().iter().any(|d| module.contains(d)) {
         broken("CAM's list of periph drivers still has the unloaded one");
