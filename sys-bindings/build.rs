@@ -48,6 +48,7 @@ const FUNCTIONS: &[&str] = &[
     "cam_(periph|compat)_ioctl",
     "cam_periph_(async|error|runccb|getccb|mapmem|unmapmem)",
     "cam_release_devq",
+    "xpt_(freeze|release)_devq",
     "xpt_(un)?lock_buses",
     "xpt_path_mtx",
     "xpt_(freeze|release)_devq",

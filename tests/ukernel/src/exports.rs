@@ -36,7 +36,7 @@ pub fn functions() -> Vec<Export> {
         cam::{
             xpt_create_path, xpt_free_path, xpt_path_mtx, xpt_lock_buses, xpt_unlock_buses,
             xpt_register_async, xpt_async, xpt_alloc_ccb, xpt_free_ccb, xpt_setup_ccb_flags,
-            xpt_merge_ccb, xpt_action, xpt_release_ccb,
+            xpt_merge_ccb, xpt_action, xpt_release_ccb, xpt_freeze_devq, xpt_release_devq,
             periphdriver_register, periphdriver_unregister,
             cam_periph_alloc, cam_periph_acquire, cam_periph_release, cam_periph_release_locked, cam_periph_release_locked_buses, cam_periph_invalidate,
             cam_periph_async, cam_periph_getccb, cam_periph_runccb, cam_periph_error,

@@ -27,8 +27,9 @@ pub use neighbour::{all_neighbours_read, neighbour_reads};
 pub use noise::{Noise, take_noise};
 pub use queue::{
     Counts, counts, follow_sim_priv, freeze, freeze_simq, hold_door, last_sent, limit_sim,
-    open_door, release_simq, unfreeze, wait_at_door,
+    open_door, overtake_abort, overtaken_waits, release_simq, unfreeze, wait_at_door,
 };
+pub(crate) use queue::{xpt_freeze_devq, xpt_release_devq};
 pub use script::{Ending, Scripted};
 
 use crate::{
@@ -908,20 +909,21 @@ fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool)
     const DEV_QUEUED: u32 = sys::XPT_FC_DEV_QUEUED;
     // SAFETY: a live CCB, of which the device lock keeps the owner away.
     let hdr = unsafe { &raw mut (*target).ccb_h };
+    // SAFETY: as above.
+    let opcode = unsafe { (*hdr).func_code };
     // SAFETY: as above; CAM's own words, which its other threads write.
-    let (opcode, index, status) = unsafe {
-        (
-            (*hdr).func_code,
-            (&raw const (*hdr).pinfo.index).read_volatile(),
-            (&raw const (*hdr).status).read_volatile(),
-        )
+    let words = || unsafe {
+        let index = (&raw const (*hdr).pinfo.index).read_volatile();
+        (index, (&raw const (*hdr).status).read_volatile())
     };
     if opcode & DEV_QUEUED == DEV_QUEUED {
+        queue::abort_begins(device);
         if queue::take_back(device, target) {
             let status = sys::CAM_REQ_ABORTED | sys::CAM_DEV_QFRZN;
             done_with(target, status, false);
             return (sys::CAM_REQ_CMP, true);
         }
+        let (index, status) = words();
         if index == sys::CAM_UNQUEUED_INDEX && status & sys::CAM_SIM_QUEUED == 0 {
             // Taken for one on its way to the SIM.
             // SAFETY: as above.
@@ -930,7 +932,7 @@ fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool)
             return (sys::CAM_REQ_CMP, true);
         }
     }
-    if opcode & sys::XPT_FC_QUEUED != 0 && index == sys::CAM_DONEQ_INDEX {
+    if opcode & sys::XPT_FC_QUEUED != 0 && words().0 == sys::CAM_DONEQ_INDEX {
         return (sys::CAM_UA_ABORT, true);
     }
     let notify = {
@@ -943,10 +945,7 @@ fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool)
         done_with(target, sys::CAM_REQ_ABORTED, false);
         return (sys::CAM_REQ_CMP, true);
     }
-    if index == sys::CAM_ACTIVE_INDEX
-        && status & sys::CAM_SIM_QUEUED == 0
-        && device.door.follows.load(Ordering::SeqCst)
-    {
+    if device.door.follows.load(Ordering::SeqCst) && device.door.has(target) {
         broken("the SIM follows its private pointer in a CCB that it has not got yet");
     }
     match &device.sim {
@@ -1987,7 +1986,8 @@ pub(crate) unsafe extern "C" fn cam_periph_unmapmem(
 }
 
 /// What must hold when the module has gone: no periph, no CCB, no path, no
-/// callback, no frozen queue, and a driver list without it.
+/// callback, no frozen queue, nothing that others print, and a driver list
+/// without it.
 pub fn check_clean(module: std::ops::Range<usize>) {
     settle();
     for (what, live) in [
@@ -1999,6 +1999,10 @@ pub fn check_clean(module: std::ops::Range<usize>) {
         if live != 0 {
             broken(&format!("{live} {what} are left at unload"));
         }
+    }
+    let noise = take_noise();
+    if !noise.is_empty() {
+        broken(&format!("others print because of the module: {noise:?}"));
     }
     if listed_drivers().iter().any(|d| module.contains(d)) {
         broken("CAM's list of periph drivers still has the unloaded one");

@@ -17,9 +17,29 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A read that the neighbour waits for.
 struct Read {
     periph: sys::cam_periph,
-    /// How it ended.
-    ended: Mutex<Option<u32>>,
+    ccb: sys::ccb,
+    block: [u8; 512],
+    state: Mutex<State>,
     done: Condvar,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    /// Somebody waits.
+    Waited,
+    /// Nobody waits any more: who completes it frees it.
+    Abandoned,
+    /// It ended, with that status.
+    Ended(u32),
+}
+
+/// Frees a read that is over.
+unsafe fn free(read: *mut Read) {
+    // SAFETY: the caller's, and nobody else's.
+    unsafe {
+        xpt_free_path((*read).periph.path);
+        drop(Box::from_raw(read));
+    }
 }
 
 /// READ(10) of the first block.
@@ -53,64 +73,63 @@ unsafe extern "C" fn read_done(periph: *mut sys::cam_periph, ccb: *mut sys::ccb)
             }
         }
         let read = (*periph).softc.cast::<Read>();
-        let mut ended = (*read).ended.lock().unwrap();
-        *ended = Some((*hdr).status & sys::CAM_STATUS_MASK);
+        let mut state = (*read).state.lock().unwrap();
+        if let State::Abandoned = *state {
+            drop(state);
+            return free(read);
+        }
+        *state = State::Ended((*hdr).status & sys::CAM_STATUS_MASK);
         (*read).done.notify_all();
     }
 }
 
 /// Reads a block of the device as its own driver does, and tells how long it
-/// took. `None`: it takes longer than `patience`, and is never given back.
+/// took. `None`: it takes longer than `patience`.
 pub fn neighbour_reads(device: &Arc<Device>, patience: Duration) -> Option<Duration> {
     // SAFETY: plain data.
-    let periph = unsafe { core::mem::zeroed() };
+    let (periph, ccb) = unsafe { (core::mem::zeroed(), core::mem::zeroed()) };
     let read = Box::into_raw(Box::new(Read {
         periph,
-        ended: Mutex::new(None),
+        ccb,
+        block: [0; 512],
+        state: Mutex::new(State::Waited),
         done: Condvar::new(),
     }));
-    // SAFETY: plain data.
-    let ccb = Box::into_raw(Box::new(unsafe { core::mem::zeroed::<sys::ccb>() }));
-    let block = Box::into_raw(Box::new([0u8; 512]));
     let begun = Instant::now();
     let path = new_path_now(device);
-    // SAFETY: all three are this read's, until it has ended.
+    // SAFETY: the read is this call's, and the callback's until it has ended.
     let status = unsafe {
-        (*read).periph.softc = read.cast();
-        (*read).periph.periph_name = c"da".as_ptr().cast_mut();
-        (*read).periph.path = path;
+        let (periph, ccb) = (&raw mut (*read).periph, &raw mut (*read).ccb);
+        (*periph).softc = read.cast();
+        (*periph).periph_name = c"da".as_ptr().cast_mut();
+        (*periph).path = path;
+        (*path.cast::<super::Path>()).periph = periph;
         let hdr = &raw mut (*ccb).ccb_h;
-        (*path.cast::<super::Path>()).periph = &raw mut (*read).periph;
         xpt_setup_ccb_flags(hdr, path, sys::QPC_CAM_PRIORITY_NORMAL, 0);
         // scsi_da.c: da_retry_count, da_default_timeout.
         ((*hdr).retry_count, (*hdr).timeout) = (4, 60_000);
         (*hdr).cbfcnp = Some(read_done);
         if let Some(sim) = &device.sim {
-            sim.build_read(&mut *ccb, &mut *block);
+            sim.build_read(&mut *ccb, &mut (*read).block);
         }
         device.lock("dastrategy");
         action(ccb);
         device.unlock("dastrategy");
-        let ended = (*read).ended.lock().unwrap();
-        let waits = |ended: &mut Option<u32>| ended.is_none();
-        let (ended, _) = (*read)
-            .done
-            .wait_timeout_while(ended, patience, waits)
-            .unwrap();
-        *ended
-    }?;
+        let state = (*read).state.lock().unwrap();
+        let waits = |state: &mut State| matches!(state, State::Waited);
+        let done = &(*read).done;
+        let (mut state, _) = done.wait_timeout_while(state, patience, waits).unwrap();
+        let State::Ended(status) = *state else {
+            *state = State::Abandoned;
+            return None;
+        };
+        status
+    };
     // Until the callback has left the CCB.
     device.lock("dadone");
     device.unlock("dadone");
     // SAFETY: the read is over.
-    unsafe {
-        xpt_free_path(path);
-        drop((
-            Box::from_raw(read),
-            Box::from_raw(ccb),
-            Box::from_raw(block),
-        ));
-    }
+    unsafe { free(read) };
     let gone = [sys::CAM_DEV_NOT_THERE, sys::CAM_SEL_TIMEOUT];
     if status != sys::CAM_REQ_CMP && !gone.contains(&status) {
         broken(&format!("a neighbour's read ends with status {status:#x}"));

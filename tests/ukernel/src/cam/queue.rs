@@ -4,10 +4,11 @@
 //!
 //! A SIM's mutex guards its queue and those of its devices, as `send_mtx` does.
 
-use super::{Device, Noise, device_of, find_device, noise, on_xpt_taskq};
+use super::{Device, Noise, device_of, find_device, noise, of, on_xpt_taskq};
 use crate::{sys, thread::broken};
 use std::{
     collections::VecDeque,
+    ffi::c_int,
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -102,6 +103,7 @@ impl Devq {
             // SAFETY: as above.
             unsafe { (*hdr).pinfo.index = sys::CAM_ACTIVE_INDEX };
             drop(ccbq);
+            device.door.approach(ccb);
             send.openings -= 1;
             send.active += 1;
             schedule(&mut send, &device);
@@ -109,7 +111,7 @@ impl Devq {
             if flags & sys::CAM_DEV_QFREEZE != 0 {
                 freeze(&device);
             }
-            device.door.pass();
+            device.door.pass(ccb);
             device.send_to_sim(ccb);
             send = self.send.lock().unwrap();
         }
@@ -199,6 +201,26 @@ pub fn freeze(device: &Device) {
     let (mut send, mut ccbq) = locked(device);
     ccbq.frozen += 1;
     send.run.retain(|r| !core::ptr::eq(&*r.2, device));
+}
+
+/// xpt_freeze_devq(9), for a periph driver.
+pub(crate) unsafe extern "C" fn xpt_freeze_devq(path: *mut sys::cam_path, count: u32) -> u32 {
+    let device = &of(path).device;
+    (0..count).for_each(|_| freeze(device));
+    counts(device).frozen
+}
+
+/// xpt_release_devq(9), for a periph driver.
+pub(crate) unsafe extern "C" fn xpt_release_devq(
+    path: *mut sys::cam_path,
+    count: u32,
+    run_queue: c_int,
+) {
+    let device = &of(path).device;
+    let runs = (0..count).fold(false, |runs, _| release(device) | runs);
+    if runs && run_queue != 0 {
+        device.devq.run();
+    }
 }
 
 /// cam_xpt.c, xpt_release_devq(), of one freeze.
@@ -389,10 +411,13 @@ pub(super) fn check_idle(device: &Device) {
 /// xpt_run_devq(), before sim_action()).
 #[derive(Default)]
 pub(super) struct Door {
-    state: Mutex<(bool, usize)>,
+    /// Whether it is held, and the CCBs in front of it.
+    state: Mutex<(bool, Vec<usize>)>,
     changed: Condvar,
     /// The SIM follows its private pointer on XPT_ABORT.
     pub(super) follows: AtomicBool,
+    /// The next XPT_ABORT finds the queue let go.
+    overtaken: AtomicBool,
     /// Flags of the last CCB that went through.
     pub(super) flags: AtomicU32,
     /// CCBs that went through.
@@ -400,14 +425,23 @@ pub(super) struct Door {
 }
 
 impl Door {
-    fn pass(&self) {
+    fn approach(&self, ccb: *mut sys::ccb) {
+        self.state.lock().unwrap().1.push(ccb as usize);
+    }
+
+    fn pass(&self, ccb: *mut sys::ccb) {
         let mut state = self.state.lock().unwrap();
-        state.1 += 1;
         self.changed.notify_all();
         while state.0 {
             state = self.changed.wait(state).unwrap();
         }
-        state.1 -= 1;
+        state.1.retain(|c| *c != ccb as usize);
+    }
+
+    /// Whether the CCB is in front of it: CAM has sent it, and the SIM has not
+    /// got it.
+    pub(super) fn has(&self, ccb: *mut sys::ccb) -> bool {
+        self.state.lock().unwrap().1.contains(&(ccb as usize))
     }
 }
 
@@ -425,9 +459,44 @@ pub fn open_door(device: &Device) {
 /// Waits until a CCB is in front of the SIM's door.
 pub fn wait_at_door(device: &Device) {
     let mut state = device.door.state.lock().unwrap();
-    while state.1 == 0 {
+    while state.1.is_empty() {
         state = device.door.changed.wait(state).unwrap();
     }
+}
+
+/// When the next XPT_ABORT has begun, and before CAM looks at its target, another
+/// thread lets the queue go: what was first in it is in front of the SIM's door
+/// then. The driver holds the device lock, of which that thread has no need.
+pub fn overtake_abort(device: &Device) {
+    device.door.overtaken.store(true, Ordering::SeqCst);
+}
+
+/// Whether no XPT_ABORT came, and none is waited for any more.
+pub fn overtaken_waits(device: &Device) -> bool {
+    device.door.overtaken.swap(false, Ordering::SeqCst)
+}
+
+/// XPT_ABORT has begun.
+pub(super) fn abort_begins(device: &Arc<Device>) {
+    if !device.door.overtaken.swap(false, Ordering::SeqCst) {
+        return;
+    }
+    hold_door(device);
+    let other = device.clone();
+    on_xpt_taskq(move || unfreeze(&other));
+    let state = device.door.state.lock().unwrap();
+    let nobody = |state: &mut (bool, Vec<usize>)| state.1.is_empty();
+    let moment = Duration::from_millis(100);
+    let arrived = device
+        .door
+        .changed
+        .wait_timeout_while(state, moment, nobody);
+    drop(arrived.unwrap());
+    let device = device.clone();
+    on_xpt_taskq(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        open_door(&device);
+    });
 }
 
 /// Makes the SIM one that follows `sim_priv` when it is asked to abort, as

@@ -1,7 +1,7 @@
 //! A SIM in front of another one, which ends commands with the statuses that a
 //! test has written down.
 
-use super::{PathInq, Sim, done_with};
+use super::{PathInq, Sim, device_of, done_with, freeze_simq};
 use crate::sys;
 use std::{
     collections::VecDeque,
@@ -15,6 +15,8 @@ pub enum Ending {
     Status(sys::cam_status, bool),
     /// With this SCSI status.
     Scsi(u32),
+    /// With CAM_REQUEUE_REQ, the SIM's own queue frozen until that is seen.
+    Requeue,
     /// With CHECK CONDITION and a sense key and its codes.
     Sense(u8, u8, u8),
 }
@@ -42,6 +44,12 @@ impl Scripted {
         self.endings.lock().unwrap().extend(endings);
     }
 
+    /// Commands so far that began with that byte.
+    pub fn count(&self, opcode: u8) -> usize {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|s| s.0 == opcode).count()
+    }
+
     /// Takes what came so far, and what was not needed.
     pub fn take(&self) -> (Vec<(u8, u32)>, usize) {
         let seen = core::mem::take(&mut *self.seen.lock().unwrap());
@@ -62,6 +70,10 @@ impl Scripted {
         match ending {
             None => self.inner.start(ccb),
             Some(Ending::Status(status, freeze)) => done_with(ccb, status, freeze),
+            Some(Ending::Requeue) => {
+                freeze_simq(&device_of(ccb));
+                done_with(ccb, sys::CAM_REQUEUE_REQ | sys::CAM_RELEASE_SIMQ, true);
+            }
             Some(Ending::Scsi(status)) => {
                 csio.scsi_status = status as u8;
                 done_with(ccb, check, true);

@@ -6,6 +6,7 @@
 //! process and a broken rule ends it.
 
 mod abort;
+mod abort_hard;
 mod control;
 mod counts;
 mod enter;
@@ -15,6 +16,7 @@ mod life;
 mod outstanding;
 mod recovery;
 mod room;
+mod shared_state;
 mod unload;
 mod zerocopy;
 
@@ -77,6 +79,7 @@ use tests;
 fn all_tests() -> impl Iterator<Item = &'static Test> {
     let others = [
         abort::TESTS,
+        abort_hard::TESTS,
         control::TESTS,
         counts::TESTS,
         enter::TESTS,
@@ -86,6 +89,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         outstanding::TESTS,
         recovery::TESTS,
         room::TESTS,
+        shared_state::TESTS,
         unload::TESTS,
         zerocopy::TESTS,
     ];
@@ -1461,6 +1465,15 @@ fn random_ccb(random: &mut fastrand::Rng, command: &mut Command, list: &mut conf
             // What is under way, now and then.
             command.immediate(sys::XPT_ABORT);
             command.ccb.ccb_mut().cab.abort_ccb = command.ccb.address() as *mut sys::ccb;
+        }
+        6 if random.u32(..8) == 0 => {
+            // A number of openings that no device has, now and then.
+            command.immediate(sys::XPT_REL_SIMQ);
+            // SAFETY: plain data.
+            let crs = unsafe { &mut command.ccb.ccb_mut().crs };
+            crs.release_flags = random.u32(..16);
+            crs.openings = random.u32(..) >> random.u32(..32);
+            crs.release_timeout = random.u32(..10_000);
         }
         3 => {
             command.rw10(false, 0, blocks);

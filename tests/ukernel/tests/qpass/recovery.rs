@@ -9,6 +9,7 @@ tests! {
     every_error_ends_as_cam_says_and_lets_the_queue_go;
     a_selection_timeout_loses_the_device;
     a_recovery_command_borrows_the_ccb_and_gives_it_back;
+    a_frozen_device_is_seen_by_its_neighbour;
     a_sim_that_freezes_its_queue_holds_commands_up_and_no_more;
 }
 
@@ -63,6 +64,7 @@ const ENDINGS: &[(Ending, &[u8])] = &[
     (Ending::Status(sys::CAM_PROVIDE_FAIL, true), ONCE),
     (Ending::Status(sys::CAM_REQ_TOO_BIG, true), ONCE),
     (Ending::Status(sys::CAM_LUN_INVALID, true), ONCE),
+    (Ending::Requeue, AGAIN),
     (Ending::Scsi(sys::SCSI_STATUS_BUSY), AGAIN),
     (Ending::Scsi(sys::SCSI_STATUS_QUEUE_FULL), AGAIN),
     (Ending::Scsi(sys::SCSI_STATUS_RESERV_CONFLICT), ONCE),
@@ -84,6 +86,7 @@ const ENDINGS: &[(Ending, &[u8])] = &[
 fn status_of(ending: Ending) -> u32 {
     match ending {
         Ending::Status(status, _) => status,
+        Ending::Requeue => sys::CAM_REQUEUE_REQ,
         _ => sys::CAM_SCSI_STATUS_ERROR,
     }
 }
@@ -176,6 +179,19 @@ fn a_recovery_command_borrows_the_ccb_and_gives_it_back() {
     assert_eq!((&seen[..], left), (&[0x28, 0, 0, 0, 0, 0, 0, 0x28][..], 0));
     wait_until("the queue is let go", || cam::counts(&device).frozen == 0);
     machine.close(fd);
+    machine.unload(module);
+}
+
+fn a_frozen_device_is_seen_by_its_neighbour() {
+    let (machine, module) = boot(Config::default());
+    let device = machine.device().clone();
+    cam::freeze(&device);
+    let took = cam::neighbour_reads(&device, Duration::from_millis(50));
+    assert_eq!(took, None, "frozen");
+    cam::unfreeze(&device);
+    wait_until("it comes late", || cam::counts(&device).active == 0);
+    device.wait_returned();
+    cam::all_neighbours_read();
     machine.unload(module);
 }
 
