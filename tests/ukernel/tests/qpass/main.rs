@@ -13,6 +13,7 @@ mod faults;
 mod formats;
 mod life;
 mod outstanding;
+mod transfers;
 mod zerocopy;
 
 use conform::{command::Command, sys::Sys};
@@ -81,6 +82,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         formats::TESTS,
         life::TESTS,
         outstanding::TESTS,
+        transfers::TESTS,
         zerocopy::TESTS,
     ];
     TESTS.iter().chain(others.into_iter().flatten())
