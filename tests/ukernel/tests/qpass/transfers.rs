@@ -16,16 +16,21 @@ tests! {
     nvme_data_is_right_at_every_offset_in_a_copy;
     blockwise_data_is_right_at_every_offset_in_a_copy;
     scsi_data_is_right_at_every_offset_without_a_copy;
+    ata_data_is_right_at_every_offset_without_a_copy;
+    nvme_data_is_right_at_every_offset_without_a_copy;
     blockwise_data_is_right_at_every_offset_without_a_copy;
     scsi_lists_are_right_in_a_copy;
     nvme_lists_are_right_in_a_copy;
     scsi_lists_are_right_without_a_copy;
+    nvme_lists_are_right_without_a_copy;
     blockwise_lists_are_right_without_a_copy;
+    every_read_and_write_opcode_moves_its_data;
+    what_is_sent_is_what_a_peripheral_sends;
 }
 
 /// Which kind of CCB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub enum Protocol {
     Scsi,
     Ata,
     Nvme,
@@ -50,7 +55,7 @@ const AROUND: u8 = 0x99;
 const LBA: usize = 64;
 
 /// Sets a read or a write up, of `len` bytes at [`LBA`].
-fn build(command: &mut Command, protocol: Protocol, write: bool, at: usize, len: usize) {
+pub fn build(command: &mut Command, protocol: Protocol, write: bool, at: usize, len: usize) {
     let blocks = (len / 512) as u16;
     let direction = match write {
         true => sys::CAM_DIR_OUT,
@@ -80,7 +85,7 @@ fn build(command: &mut Command, protocol: Protocol, write: bool, at: usize, len:
 }
 
 /// An NVMe command without data.
-fn nvme(command: &mut Command, admin: bool, opcode: u8, direction: u32) {
+pub fn nvme(command: &mut Command, admin: bool, opcode: u8, direction: u32) {
     let func_code = match admin {
         true => sys::XPT_NVME_ADMIN,
         false => sys::XPT_NVME_IO,
@@ -90,14 +95,14 @@ fn nvme(command: &mut Command, admin: bool, opcode: u8, direction: u32) {
 }
 
 /// Its data.
-fn nvme_data(command: &mut Command, at: usize, len: usize) {
+pub fn nvme_data(command: &mut Command, at: usize, len: usize) {
     // SAFETY: plain data.
     let io = unsafe { &mut command.ccb.ccb_mut().nvmeio };
     (io.data_ptr, io.dxfer_len) = (at as *mut u8, len as u32);
 }
 
 /// Its submission queue entry.
-fn entry(command: &mut Command) -> &mut [u8; 64] {
+pub fn entry(command: &mut Command) -> &mut [u8; 64] {
     // SAFETY: 64 bytes of plain data.
     unsafe { &mut *(&raw mut command.ccb.ccb_mut().nvmeio.cmd).cast() }
 }
@@ -257,8 +262,9 @@ const LENS: [usize; 11] = [
     512, 1024, 3584, 4096, 4608, 7680, 8192, 8704, 12288, 65_024, 65_536,
 ];
 
-/// The model for what becomes of the data alone, however it is sent.
-fn lenient(model: Model) -> Model {
+/// The model for what becomes of the data alone: what is sent is judged by
+/// `what_is_sent_is_what_a_peripheral_sends`.
+pub fn lenient(model: Model) -> Model {
     Model {
         is_strict: false,
         ..model
@@ -294,6 +300,12 @@ fn blockwise_data_is_right_at_every_offset_in_a_copy() {
 }
 fn scsi_data_is_right_at_every_offset_without_a_copy() {
     every_offset(Model::VIRTIO, Protocol::Scsi, true);
+}
+fn ata_data_is_right_at_every_offset_without_a_copy() {
+    every_offset(Model::AHCI, Protocol::Ata, true);
+}
+fn nvme_data_is_right_at_every_offset_without_a_copy() {
+    every_offset(Model::NVME, Protocol::Nvme, true);
 }
 fn blockwise_data_is_right_at_every_offset_without_a_copy() {
     every_offset(Model::BLOCKWISE, Protocol::Scsi, true);
@@ -369,6 +381,126 @@ fn nvme_lists_are_right_in_a_copy() {
 fn scsi_lists_are_right_without_a_copy() {
     every_list(Model::MRSAS, Protocol::Scsi, true);
 }
+fn nvme_lists_are_right_without_a_copy() {
+    every_list(Model::NVME, Protocol::Nvme, true);
+}
 fn blockwise_lists_are_right_without_a_copy() {
     every_list(Model::BLOCKWISE, Protocol::Scsi, true);
+}
+
+/// READ, WRITE and WRITE AND VERIFY of every length that a CCB has room for, and
+/// ATA's DMA and NCQ commands, from a page's start and not.
+fn every_read_and_write_opcode_moves_its_data() {
+    const LEN: usize = 8192;
+    let mut rig = Rig::new(Model::AHCI, true);
+    let number = |cdb: &mut [u8], at: usize, bytes: usize, n: u64| {
+        let n = n.to_be_bytes();
+        cdb[at..at + bytes].copy_from_slice(&n[8 - bytes..]);
+    };
+    let cdb = |opcode: u8| {
+        let (len, lba, count) = match opcode >> 5 {
+            0 => (6, (1, 3), (4, 1)),
+            1 => (10, (2, 4), (7, 2)),
+            4 => (16, (2, 8), (10, 4)),
+            _ => (12, (2, 4), (6, 4)),
+        };
+        let mut cdb = vec![0; len];
+        cdb[0] = opcode;
+        number(&mut cdb, lba.0, lba.1, LBA as u64);
+        number(&mut cdb, count.0, count.1, LEN as u64 / 512);
+        cdb
+    };
+    let scsi = [
+        0x08, 0x0a, 0x28, 0x2a, 0x2e, 0xa8, 0xaa, 0xae, 0x88, 0x8a, 0x8e,
+    ];
+    let before = disk::UNMAPPED.load(Ordering::SeqCst);
+    let mut data = vec![0; LEN];
+    for (opcode, is_ata) in scsi
+        .map(|o| (o, false))
+        .into_iter()
+        .chain([0x25, 0x35, 0x60, 0x61].map(|o| (o, true)))
+    {
+        let write = matches!(
+            opcode,
+            0x0a | 0x2a | 0x2e | 0xaa | 0xae | 0x8a | 0x8e | 0x35 | 0x61
+        );
+        for offset in [0, 1] {
+            rig.random.fill(&mut data);
+            let at = rig.command.data.address() + offset;
+            rig.command.data.bytes_mut().fill(CANARY);
+            if write {
+                rig.command.data.bytes_mut()[offset..offset + LEN].copy_from_slice(&data);
+            } else {
+                rig.machine.disk().put(LBA * 512, &data);
+            }
+            if is_ata {
+                build(&mut rig.command, Protocol::Ata, write, at, LEN);
+                // SAFETY: plain data.
+                let io = unsafe { &mut rig.command.ccb.ccb_mut().ataio };
+                io.cmd.command = opcode;
+                if opcode >= 0x60 {
+                    io.cmd.features = io.cmd.sector_count;
+                    io.cmd.sector_count = 0;
+                }
+            } else {
+                let direction = if write {
+                    sys::CAM_DIR_OUT
+                } else {
+                    sys::CAM_DIR_IN
+                };
+                rig.command.scsi(&cdb(opcode), direction, LEN);
+                rig.command.csio().data_ptr = at as *mut u8;
+            }
+            queue_and_get(&mut rig.machine, rig.fd, &rig.command);
+            let status = rig.command.hdr().status & sys::CAM_STATUS_MASK;
+            assert_eq!(status, sys::CAM_REQ_CMP, "{opcode:#x} at {offset}");
+            let found = &rig.command.data.bytes()[offset..offset + LEN];
+            assert!(found == data, "{opcode:#x} at {offset}: in the buffer");
+            let found = rig.machine.disk().contents(LBA * 512, LEN);
+            assert!(found == data, "{opcode:#x} at {offset}: on the disk");
+        }
+    }
+    let with_pages = disk::UNMAPPED.load(Ordering::SeqCst) - before;
+    assert_eq!(with_pages, 15, "each of them once");
+    assert_eq!(busdma::bounced(), 0);
+    rig.machine.close(rig.fd);
+    rig.machine.unload(rig.module);
+}
+
+/// The strict models look at the data's format, pointer, counts and alignment.
+fn what_is_sent_is_what_a_peripheral_sends() {
+    for (model, protocol) in [
+        (Model::STRICT, Protocol::Scsi),
+        (Model::AHCI, Protocol::Ata),
+        (Model::NVME, Protocol::Nvme),
+    ] {
+        for unmapped in [false, true] {
+            let mut rig = Rig::new(model, unmapped);
+            for offset in [0, 1, 4, 8, 511, 512, 4095] {
+                for write in [false, true] {
+                    rig.run(protocol, By::Send, write, &[(8192 + offset, 8192)]);
+                    for len in [512, 4096, 9216, 65_536] {
+                        rig.run(protocol, By::Queue, write, &[(8192 + offset, len)]);
+                        rig.run(protocol, By::Enter, write, &[(8192 + offset, len)]);
+                    }
+                    if protocol == Protocol::Ata {
+                        continue;
+                    }
+                    for count in [2, 15] {
+                        let lists = [
+                            evenly(8192 + offset, 15_360, count, 1, 7),
+                            paged(offset, 15_360, count),
+                        ];
+                        for list in lists {
+                            rig.run(protocol, By::Queue, write, &list);
+                        }
+                    }
+                }
+            }
+            let (mut machine, module) = (rig.machine, rig.module);
+            machine.close(rig.fd);
+            machine.unload(module);
+            machine.pull();
+        }
+    }
 }
