@@ -13,6 +13,7 @@ mod faults;
 mod formats;
 mod life;
 mod outstanding;
+mod sims;
 mod transfers;
 mod zerocopy;
 
@@ -82,6 +83,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         formats::TESTS,
         life::TESTS,
         outstanding::TESTS,
+        sims::TESTS,
         transfers::TESTS,
         zerocopy::TESTS,
     ];
