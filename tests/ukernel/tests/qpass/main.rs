@@ -13,6 +13,7 @@ mod faults;
 mod formats;
 mod life;
 mod outstanding;
+mod prps;
 mod sims;
 mod transfers;
 mod zerocopy;
@@ -83,6 +84,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         formats::TESTS,
         life::TESTS,
         outstanding::TESTS,
+        prps::TESTS,
         sims::TESTS,
         transfers::TESTS,
         zerocopy::TESTS,
