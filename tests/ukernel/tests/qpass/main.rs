@@ -11,6 +11,7 @@ mod counts;
 mod enter;
 mod faults;
 mod formats;
+mod held;
 mod life;
 mod outstanding;
 mod prps;
@@ -84,6 +85,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         formats::TESTS,
         life::TESTS,
         outstanding::TESTS,
+        held::TESTS,
         prps::TESTS,
         sims::TESTS,
         transfers::TESTS,
