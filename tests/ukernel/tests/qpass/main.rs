@@ -15,6 +15,7 @@ mod held;
 mod life;
 mod outstanding;
 mod prps;
+mod silent;
 mod sims;
 mod transfers;
 mod zerocopy;
@@ -87,6 +88,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         outstanding::TESTS,
         held::TESTS,
         prps::TESTS,
+        silent::TESTS,
         sims::TESTS,
         transfers::TESTS,
         zerocopy::TESTS,
