@@ -7,6 +7,7 @@
 
 use crate::{
     kpi::{
+        abort,
         driver::{self, AsyncFn, Driver},
         errno::{EBUSY, ENXIO, Result},
         patience::Patience,
@@ -155,7 +156,12 @@ fn let_go(callback: AsyncFn, patience: &Patience) -> Result {
     DRIVER.invalidate_all();
     // The nodes' last calls, the opens', and the units' ends: a unit is alive
     // until the last reference to it has gone, and CAM has freed it.
-    patience.wait(|| DRIVER.is_empty() && shared::live() == 0)?;
+    patience.wait(|| {
+        // What a SIM answered since keeps a unit no longer.
+        abort::sweep();
+        DRIVER.is_empty() && shared::live() == 0
+    })?;
+    abort::stop();
     // No node is left: this does not wait.
     DEVSW.drain();
     // Whoever said so may have an instruction or two to go.

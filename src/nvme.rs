@@ -82,9 +82,7 @@ impl Entry {
     /// own length is not the buffer's, or cannot be told; or it moves blocks of
     /// another namespace, or blocks with metadata elsewhere.
     pub fn check(&self, len: u32, own: u64, format: Option<Format>) -> Result {
-        if self.fuse != 0 {
-            return Err(EINVAL);
-        }
+        self.check_form()?;
         let len = u64::from(len);
         let fits = match self.length() {
             Length::Unknown => true,
@@ -96,6 +94,14 @@ impl Entry {
             }),
         };
         if fits { Ok(()) } else { Err(EINVAL) }
+    }
+
+    /// Whether any NVMe device may be given it.
+    ///
+    /// # Errors
+    /// `EINVAL`: FUSE, PSDT or a reserved bit beside them is set.
+    pub fn check_form(&self) -> Result {
+        if self.fuse == 0 { Ok(()) } else { Err(EINVAL) }
     }
 
     /// Whether it hands physical addresses to the controller in its dwords, or

@@ -275,7 +275,11 @@ impl Request {
             [Some(one), None] => Self::plan_one(unit, ccb, operation.format, one, command),
             // The two of an XPT_SMP_IO are copied.
             transfers => Plan {
-                bytes: transfers.iter().flatten().map(|t| data_bytes(t.len, None)).sum(),
+                bytes: transfers
+                    .iter()
+                    .flatten()
+                    .map(|t| data_bytes(t.len, None))
+                    .sum(),
                 ..Plan::NOTHING
             },
         }

@@ -155,7 +155,7 @@ impl Unit {
         }
         // Another kind of device answers that it knows no such command.
         let Some(namespace) = &self.namespace else {
-            return Ok(());
+            return entry.check_form();
         };
         let len = operation.transfers[0].map_or(0, |transfer| transfer.len);
         let check = |format| entry.check(len, namespace.id, format);

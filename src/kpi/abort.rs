@@ -9,6 +9,7 @@ use super::{
     alloc::KBox,
     ccb::{Ccb, DoneFn, OwnCcb},
     periph::{Held, PeriphRef},
+    task::Repeated,
 };
 use core::{
     marker::PhantomData,
@@ -223,7 +224,8 @@ pub fn kept() -> u32 {
     COUNT.load(Ordering::Relaxed)
 }
 
-/// Keeps an unanswered CCB, and the periph, until it is answered. Sleeps.
+/// Keeps an unanswered CCB, and the periph, until it is answered, of which nobody
+/// tells: it is looked at from time to time. Sleeps.
 pub fn keep(ccb: AbortCcb, periph: PeriphRef) {
     COUNT.fetch_add(1, Ordering::Relaxed);
     let keep = KBox::new(Keep {
@@ -232,6 +234,28 @@ pub fn keep(ccb: AbortCcb, periph: PeriphRef) {
         next: core::ptr::null_mut(),
     });
     push(keep.into_raw().cast());
+    look_later();
+}
+
+/// The task that looks.
+static LOOK: Repeated = Repeated::new(look_again);
+/// How often it does.
+const LOOK_MS: u64 = 200;
+
+fn look_later() {
+    LOOK.run_in_ms(LOOK_MS);
+}
+
+fn look_again() {
+    sweep();
+    if kept() != 0 {
+        look_later();
+    }
+}
+
+/// The module is going, and nothing is kept: waits until nobody looks. Sleeps.
+pub fn stop() {
+    LOOK.drain();
 }
 
 fn push(keep: *mut Keep) {

@@ -8,7 +8,7 @@ use super::{
 use core::{
     cell::UnsafeCell,
     ffi::{c_int, c_void},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use sys_bindings as sys;
 
@@ -105,4 +105,76 @@ pub fn pass(patience: &Patience) -> errno::Result {
 
 unsafe extern "C" fn passed(_context: *mut c_void, _pending: c_int) {
     PASSAGE.passed.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Work that `taskqueue_thread` does after a while, and again when it is asked.
+/// Asked for more than once, it is done once.
+pub struct Repeated {
+    task: UnsafeCell<sys::timeout_task>,
+    run: fn(),
+    /// It was asked for, and is not being done yet.
+    is_asked: AtomicBool,
+    /// It was ever asked for.
+    is_set_up: AtomicBool,
+}
+
+// SAFETY: taskqueue(9) guards a queued task with its own lock; is_asked is set by
+// one thread at a time, which alone writes the task.
+unsafe impl Sync for Repeated {}
+
+impl Repeated {
+    /// `run`, which may sleep.
+    pub const fn new(run: fn()) -> Self {
+        Repeated {
+            // SAFETY: plain data; run_in_ms() fills it in.
+            task: UnsafeCell::new(unsafe { core::mem::zeroed() }),
+            run,
+            is_asked: AtomicBool::new(false),
+            is_set_up: AtomicBool::new(false),
+        }
+    }
+
+    /// Has it done in so many milliseconds. Does not sleep.
+    pub fn run_in_ms(&'static self, ms: u64) {
+        if self.is_asked.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let task = self.task.get();
+        // SAFETY: static; it was not asked for, so neither queue nor timer has it,
+        // or it is running, which is after taskqueue(9) has let it go.
+        unsafe {
+            if !self.is_set_up.swap(true, Ordering::SeqCst) {
+                sys::_timeout_task_init(
+                    sys::taskqueue_thread,
+                    task,
+                    0,
+                    Some(run_repeated),
+                    (&raw const *self).cast_mut().cast(),
+                );
+            }
+            sys::taskqueue_enqueue_timeout_sbt(
+                sys::taskqueue_thread,
+                task,
+                (ms * sys::QPC_SBT_1MS) as i64,
+                0,
+                0,
+            );
+        }
+    }
+
+    /// Waits until it is neither asked for nor being done; nobody asks any more.
+    /// Sleeps.
+    pub fn drain(&'static self) {
+        if self.is_set_up.load(Ordering::SeqCst) {
+            // SAFETY: static, and set up.
+            unsafe { sys::taskqueue_drain_timeout(sys::taskqueue_thread, self.task.get()) };
+        }
+    }
+}
+
+unsafe extern "C" fn run_repeated(context: *mut c_void, _pending: c_int) {
+    // SAFETY: the context is a static's, see run_in_ms().
+    let this = unsafe { &*context.cast::<Repeated>() };
+    this.is_asked.store(false, Ordering::SeqCst);
+    (this.run)();
 }

@@ -24,6 +24,8 @@ pub enum Aborts {
     /// It never answers, forgets the XPT_ABORT's CCB, and ends the target as
     /// aborted so much later; not before the device goes, if it does not say.
     NeverAnswers(Option<Duration>),
+    /// It keeps the XPT_ABORT's CCB until a test has it answer.
+    AnswersWhenTold,
     /// It writes the status first and goes on to read the CCB for so long, with
     /// its own lock held.
     ReadsOn(Duration),
@@ -51,8 +53,6 @@ pub struct Model {
     pub patches_inquiry: bool,
     /// It is handed what an in-tree peripheral would send, and nothing else.
     pub is_strict: bool,
-    /// How long a command is CAM's no more and not the SIM's yet.
-    pub slow_start: Duration,
 }
 
 impl Model {
@@ -66,7 +66,6 @@ impl Model {
         translates: false,
         patches_inquiry: false,
         is_strict: false,
-        slow_start: Duration::ZERO,
     };
 
     /// The same, that lets nothing pass which no peripheral sends.
@@ -168,6 +167,13 @@ impl Model {
         ..Model::STRICT
     };
 
+    /// virtio_scsi(4) with a device that takes its time: vtscsi_execute_abort_task_cmd()
+    /// sends the request and returns, and the CCB is the SIM's until then.
+    pub const VIRTIO_SLOW: Model = Model {
+        aborts: Aborts::AnswersWhenTold,
+        ..Model::VIRTIO
+    };
+
     /// virtio_scsi(4), vtscsi_complete_abort_task_cmd()
     /// (dev/virtio/scsi/virtio_scsi.c): the status is written before xpt_done()
     /// (cam/cam_xpt.c), which reads the CCB.
@@ -176,6 +182,15 @@ impl Model {
         aborts: Aborts::ReadsOn(Duration::from_millis(20)),
         ..Model::STRICT
     };
+}
+
+/// Ends the process unless an XPT_ABORT's CCB is there still.
+pub(crate) fn check_abort(ccb: *mut sys::ccb) {
+    let is_there = memory::is_live(ccb.cast(), "CAM CCB") || memory::is_item(ccb.cast());
+    // SAFETY: freed memory is kept, and poisoned.
+    if !is_there || unsafe { (*ccb).ccb_h.func_code } != sys::XPT_ABORT {
+        broken("an XPT_ABORT's CCB is freed, or another's, while the SIM has it");
+    }
 }
 
 /// A CCB's data, as a SIM finds it.
@@ -347,15 +362,5 @@ impl Model {
             let vendor = crate::scsi::standard_inquiry();
             core::ptr::copy_nonoverlapping(vendor[8..].as_ptr(), io.data.add(8), 28);
         }
-    }
-}
-
-/// Reads an XPT_ABORT's CCB as xpt_done() does, some time after its status was
-/// written.
-pub(crate) fn read_on(ccb: *mut sys::ccb) {
-    let is_there = memory::is_live(ccb.cast(), "CAM CCB") || memory::is_item(ccb.cast());
-    // SAFETY: freed memory is kept, and poisoned.
-    if !is_there || unsafe { (*ccb).ccb_h.func_code } != sys::XPT_ABORT {
-        broken("an XPT_ABORT's CCB is freed, or another's, while xpt_done() has it");
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod opcode {
     pub const COMPARE: u8 = 0x05;
     pub const DATASET_MANAGEMENT: u8 = 0x09;
     pub const CREATE_SQ: u8 = 0x01;
+    pub const GET_LOG_PAGE: u8 = 0x02;
     pub const CREATE_CQ: u8 = 0x05;
     pub const IDENTIFY: u8 = 0x06;
     pub const SET_FEATURES: u8 = 0x09;
@@ -92,6 +93,10 @@ fn length(is_admin: bool, command: &[u8; 64]) -> Result<usize, u16> {
         }
         (false, opcode::DATASET_MANAGEMENT) => Ok(((dword(command, 10) & 0xff) as usize + 1) * 16),
         (true, opcode::IDENTIFY) => Ok(PAGE),
+        (true, opcode::GET_LOG_PAGE) => {
+            let dwords = dword(command, 10) >> 16 | dword(command, 11) << 16;
+            Ok((dwords as usize).saturating_add(1) * 4)
+        }
         (true, opcode::SET_FEATURES) => Ok(0),
         (true, opcode::CREATE_SQ | opcode::CREATE_CQ | opcode::DOORBELL_BUFFER_CONFIG)
             if allowed() =>
@@ -217,8 +222,10 @@ pub(crate) fn execute(io: &Io, map: Option<&Map>, blocks: &mut [u8]) -> Result<(
     let memory =
         |at: usize, part: usize| unsafe { core::slice::from_raw_parts_mut(at as *mut u8, part) };
     if is_admin {
-        let mut page = [0; PAGE];
-        page[24..38].copy_from_slice(b"QPASS RAM DISK");
+        let mut page = vec![0; len];
+        if io.command[0] == opcode::IDENTIFY {
+            page[24..38].copy_from_slice(b"QPASS RAM DISK");
+        }
         let mut from = &page[..];
         for (at, part) in pages {
             memory(at, part).copy_from_slice(&from[..part]);

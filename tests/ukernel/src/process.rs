@@ -222,7 +222,10 @@ impl Machine {
 
     fn plug(&mut self) {
         let disk = RamDisk::new(&format!("QP{:04}", self.pulled), self.config.clone());
-        self.disk = Some((cam::attach(SLOT, disk.clone()), disk));
+        // A namespace's LUN is its number, of which the first is 1.
+        let (bus, target, lun) = SLOT;
+        let slot = (bus, target, lun + u64::from(disk.is_nvme()));
+        self.disk = Some((cam::attach(slot, disk.clone()), disk));
         cam::settle();
     }
 

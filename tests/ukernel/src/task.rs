@@ -85,3 +85,67 @@ pub(crate) unsafe extern "C" fn taskqueue_drain(_queue: *mut c_void, task: *mut 
 pub(crate) unsafe extern "C" fn taskqueue_drain_all(_queue: *mut c_void) {
     drain();
 }
+
+/// Timeout tasks whose time has not come.
+static TIMERS: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+pub(crate) unsafe extern "C" fn _timeout_task_init(
+    queue: *mut c_void,
+    task: *mut sys::timeout_task,
+    priority: c_int,
+    func: sys::task_fn_t,
+    context: *mut c_void,
+) {
+    // SAFETY: the module's, which nobody has yet.
+    unsafe {
+        (*task).q = queue.cast();
+        (*task).t.ta_priority = priority as _;
+        (*task).t.ta_func = func;
+        (*task).t.ta_context = context;
+    }
+}
+
+/// The time is real: some hundredths of it would do for a test, and it is short.
+pub(crate) unsafe extern "C" fn taskqueue_enqueue_timeout_sbt(
+    queue: *mut c_void,
+    task: *mut sys::timeout_task,
+    after: i64,
+    _precision: i64,
+    _flags: c_int,
+) -> c_int {
+    // SAFETY: the module's task, which was set up.
+    if unsafe { (*task).t.ta_func.is_none() } {
+        crate::thread::broken("a timeout task that was not set up");
+    }
+    let mut timers = TIMERS.lock().unwrap();
+    if timers.contains(&(task as usize)) {
+        return 0;
+    }
+    timers.push(task as usize);
+    let (task, queue) = (task as usize, queue as usize);
+    let ms = (after >> 22) as u64;
+    std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(ms));
+        let mut timers = TIMERS.lock().unwrap();
+        // SAFETY: drained before the module goes.
+        unsafe {
+            let task = task as *mut sys::timeout_task;
+            taskqueue_enqueue(queue as *mut c_void, &raw mut (*task).t);
+        }
+        timers.retain(|t| *t != task);
+    });
+    0
+}
+
+/// taskqueue_drain_timeout(9): it waits for the timer too.
+pub(crate) unsafe extern "C" fn taskqueue_drain_timeout(
+    queue: *mut c_void,
+    task: *mut sys::timeout_task,
+) {
+    may_sleep("taskqueue_drain_timeout");
+    crate::devfs::wait_until("a timeout task's time has come", || {
+        !TIMERS.lock().unwrap().contains(&(task as usize))
+    });
+    // SAFETY: the module's.
+    unsafe { taskqueue_drain(queue, &raw mut (*task).t) };
+}

@@ -72,6 +72,10 @@ pub trait Sim: Send + Sync {
     fn openings(&self) -> usize;
     /// The device's standard INQUIRY data.
     fn inquiry(&self) -> [u8; 36];
+    /// Its driver's name.
+    fn name(&self) -> &str {
+        "ram"
+    }
     /// Its serial number.
     fn serial(&self) -> &str {
         ""
@@ -785,7 +789,12 @@ unsafe fn action(ccb: *mut sys::ccb) {
                     cpi.maxio = inq.maxio;
                     cpi.hba_misc = inq.hba_misc;
                     cpi.transport = inq.transport;
-                    for (to, from) in cpi.dev_name.iter_mut().zip(*b"ram") {
+                    cpi.protocol = match sim.namespace() {
+                        Some(_) => sys::PROTO_NVME,
+                        None => sys::PROTO_SCSI,
+                    };
+                    cpi.dev_name = [0; sys::DEV_IDLEN as usize];
+                    for (to, from) in cpi.dev_name.iter_mut().zip(sim.name().bytes()) {
                         *to = from as c_char;
                     }
                     cpi.unit_number = device.id.0;

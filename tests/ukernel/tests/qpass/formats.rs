@@ -22,7 +22,7 @@ const EPERM: i32 = sys::EPERM as i32;
 
 /// Sets up an XPT_MMC_IO with its struct mmc_data at the start of the buffer
 /// and its data at 4096.
-fn mmc(command: &mut Command, opcode: u32, flags: u32, len: usize) {
+pub fn mmc(command: &mut Command, opcode: u32, flags: u32, len: usize) {
     let base = command.data.address();
     // SAFETY: plain data.
     unsafe {

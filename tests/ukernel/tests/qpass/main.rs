@@ -12,11 +12,16 @@ mod counts;
 mod enter;
 mod faults;
 mod formats;
+mod held;
 mod life;
 mod outstanding;
+mod prps;
 mod recovery;
 mod room;
 mod shared_state;
+mod silent;
+mod sims;
+mod transfers;
 mod unload;
 mod zerocopy;
 
@@ -91,6 +96,11 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         room::TESTS,
         shared_state::TESTS,
         unload::TESTS,
+        held::TESTS,
+        prps::TESTS,
+        silent::TESTS,
+        sims::TESTS,
+        transfers::TESTS,
         zerocopy::TESTS,
     ];
     TESTS.iter().chain(others.into_iter().flatten())
