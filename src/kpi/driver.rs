@@ -107,22 +107,36 @@ impl Driver {
 
     /// Takes this driver out of CAM's list for good.
     ///
-    /// periphdriver_unregister() of 14.2 ends its list one entry too late: the
-    /// last driver is still found at the end, or found twice. When it is ours,
-    /// the next walk would read unmapped memory. A list that ends where it
-    /// should is left as it is.
+    /// periphdriver_unregister() of 14.2 and 15.0 ends its list one entry too
+    /// late: the last driver is still found at the end, or found twice. When it
+    /// is ours, the next walk would read unmapped memory. A list that ends where
+    /// it should is left as it is.
+    ///
+    /// The entry is not cleared but names a driver of CAM's own once more. A walk
+    /// by drivers finds that an entry is not NULL, and then follows it twice, each
+    /// time under the topology lock and without another look: one that waits for
+    /// that lock now would follow NULL. The next registration copies the list
+    /// without the entry.
     fn forget(&'static self) {
-        // SAFETY: the topology lock guards the list, which NULL ends.
+        // SAFETY: the topology lock guards the list, which NULL ends; names
+        // are NUL-ended.
         topology(|| unsafe {
             let mut end = sys::periph_drivers;
+            let mut standing_in: *mut sys::periph_driver = null_mut();
             while !end.is_null() && !(*end).is_null() {
+                let name = CStr::from_ptr((**end).driver_name);
+                // That of the probes has units for moments only, and that of
+                // the XPT is there in every kernel.
+                if name == c"probe" || name == c"xpt" && standing_in.is_null() {
+                    standing_in = *end;
+                }
                 end = end.add(1);
             }
             if end != sys::periph_drivers {
                 let last = end.sub(1);
                 let doubled = last != sys::periph_drivers && *last.sub(1) == *last;
                 if *last == self.0.get() || doubled {
-                    *last = core::ptr::null_mut();
+                    *last = standing_in;
                 }
             }
         });

@@ -220,12 +220,13 @@ impl Deref for PeriphRef {
 /// lock if the list has not changed, whatever its count: it would take one that
 /// is being freed. So, under the device lock and the topology lock,
 ///
-/// - the periph is first marked as one that is being freed: a walk that comes
-///   by does not take it any more;
-/// - while a walk still has it, the reference stays;
-/// - when nobody has it, and so nobody can save its position again, the list
-///   is said to have changed: positions that were saved are void; and the last
-///   reference goes before the lock does.
+/// - the periph is marked as one that is being freed: a walk that comes by does
+///   not take it any more;
+/// - the list is said to have changed: positions that were saved are void, and a
+///   program that asks for the same one again and again does not keep the periph;
+/// - if a walk has it still, which may save its position once more, the reference
+///   stays, and all this is done again a little later;
+/// - if nobody has it, the last reference goes before the lock does.
 ///
 /// The walk by devices is kept out by the device lock. There is no destructor
 /// that would let that go.
@@ -285,9 +286,9 @@ impl Leased {
                 "the last lease of a periph that is not going"
             );
             (*periph).flags |= sys::CAM_PERIPH_FREE;
+            self.driver.list_changed();
             let is_last = (*periph).refcount == 1;
             if is_last {
-                self.driver.list_changed();
                 sys::cam_periph_release_locked_buses(periph);
             }
             sys::xpt_unlock_buses();
