@@ -306,6 +306,7 @@ pub fn faults(sheet: &mut Sheet<'_>) {
     for (name, why) in ELSEWHERE.iter().filter(|(name, _)| wanted(name)) {
         sheet.skip(name, why);
     }
+    sheet.sys.sleep_ms(500);
     let unloaded = match sheet.sys.kldfind("qpass.ko") {
         Some(id) => crate::unload(sheet.sys, id),
         None => Err("it is not loaded"),

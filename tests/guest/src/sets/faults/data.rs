@@ -311,16 +311,24 @@ pub fn m2(t: &mut Trial<'_>) -> Outcome {
     let mut theirs = Memory::new(t.sys, LEN + 2 * PAGE);
     let mut mine = Memory::new(t.sys, LEN + 2 * PAGE);
     let mut command = Command::new(t.sys, 1);
+    // By the disk's own driver, so that busdma bounces it, whatever this driver
+    // does: a program of somebody else's. Often enough that every bounce page
+    // had its turn.
+    let pages = (0..8).filter_map(|zone| {
+        let mut name = Line::new();
+        let _ = write!(name, "hw.busdma.zone{zone}.total_bpages");
+        t.sys.sysctl_number(name.as_str())
+    });
+    let pages = pages.max().unwrap_or(0) as usize;
+    for i in 0..pages / (LEN / PAGE) + 4 {
+        let at = 1 + 2 * (i % 4);
+        number(&mut theirs.bytes_mut()[at..at + LEN], SCRATCH + 256, SALT);
+        let bytes = &theirs.bytes()[at..at + LEN];
+        let written = t.sys.pwrite(fd, bytes, (SCRATCH as usize + 256) * BLOCK);
+        holds!(("pwrite", i), written, true);
+    }
+    t.see(format_args!("{pages} bounce pages"));
     for round in 0..8 {
-        // By the disk's own driver, so that busdma bounces it, whatever this
-        // driver does: a program of somebody else's.
-        for i in 0..4 {
-            let at = 1 + 2 * i;
-            number(&mut theirs.bytes_mut()[at..at + LEN], SCRATCH + 256, SALT);
-            let bytes = &theirs.bytes()[at..at + LEN];
-            let written = t.sys.pwrite(fd, bytes, (SCRATCH as usize + 256) * BLOCK);
-            holds!(("pwrite", i), written, true);
-        }
         mine.bytes_mut().fill(CANARY);
         let at = [1, 3, 513, 1111][round % 4];
         let to = mine.address() + at;
