@@ -759,11 +759,11 @@ impl FreeBsd {
         self.ask_monitor("pull", |sys| sys.node().is_none())
     }
 
-    /// Has the monitor let a drive do so many commands a second, 0 for any
-    /// number, and does not wait.
-    pub fn ask_to_throttle(&mut self, drive: &str, commands: u32) {
+    /// Has the monitor let a drive do so many commands and bytes a second, 0 for
+    /// any number, and does not wait.
+    pub fn ask_to_throttle(&mut self, drive: &str, commands: u32, bytes: u32) {
         let mut what = Line::new();
-        let _ = write!(what, "throttle {drive} {commands}");
+        let _ = write!(what, "throttle {drive} {commands} {bytes}");
         self.ask_monitor(what.as_str(), |_| true);
     }
 

@@ -142,7 +142,7 @@ pub fn fill_disks(sys: &mut FreeBsd) -> (bool, &'static str) {
 /// Takes every throttle away.
 pub fn let_go(sys: &mut FreeBsd) {
     for disk in Disk::ALL {
-        sys.ask_to_throttle(disk.drive(), 0);
+        sys.ask_to_throttle(disk.drive(), 0, 0);
     }
     sys.sleep_ms(500);
 }
@@ -291,20 +291,27 @@ impl<'a> Trial<'a> {
 
     /// Makes a disk do so many commands a second, and waits until it is so.
     pub fn throttle(&mut self, disk: Disk, commands: u32) -> bool {
-        let half = 1_000_000_000 / u64::from(commands) / 2;
+        self.slow_down(disk, commands, 0, 1000 / u64::from(commands))
+    }
+
+    /// Makes a disk move so many bytes a second, and waits until it is so.
+    pub fn throttle_bytes(&mut self, disk: Disk, bytes: u32) -> bool {
+        self.slow_down(disk, 0, bytes, 4_096_000 / u64::from(bytes))
+    }
+
+    /// Makes a disk slow, so that a read of its driver's takes about `ms`.
+    fn slow_down(&mut self, disk: Disk, commands: u32, bytes: u32, ms: u64) -> bool {
         for _ in 0..10 {
-            self.sys.ask_to_throttle(disk.drive(), commands);
+            self.sys.ask_to_throttle(disk.drive(), commands, bytes);
             for _ in 0..20 {
-                let start = self.sys.now();
-                if !disk.read_by_its_driver(self.sys) {
-                    return false;
-                }
                 // Twice: the machine may have been slow itself.
-                if self.sys.now() - start > half {
+                let is_slow = [(); 2].map(|()| {
                     let start = self.sys.now();
-                    if disk.read_by_its_driver(self.sys) && self.sys.now() - start > half {
-                        return true;
-                    }
+                    disk.read_by_its_driver(self.sys);
+                    self.sys.now() - start > ms * MS / 2
+                });
+                if is_slow == [true; 2] {
+                    return true;
                 }
                 self.sys.sleep_ms(50);
             }
