@@ -14,11 +14,12 @@ use sys_bindings as sys;
 const POLLIN: i16 = sys::POLLIN as i16;
 const POLLOUT: i16 = sys::POLLOUT as i16;
 
-/// Whether a word is an address of the kernel's: in its upper half, and not a
-/// pair of which one is -1.
+/// Whether a word is an address of the kernel's: with five levels of page tables,
+/// as 15 has them where the CPU does, its half begins at `0xff00 << 48`. A pair of
+/// numbers of which one is -1 is none.
 fn is_kernel_address(word: u64) -> bool {
     let pair = word >> 32 == 0xffff_ffff && word & 0xffff_ffff < 0x8000_0000;
-    word >> 47 == 0x1_ffff && !pair && word < u64::MAX - 0xffff
+    word >> 56 == 0xff && !pair && word < u64::MAX - 0xffff
 }
 
 /// CAMGETPASSTHRU, and every other call that answers by a CCB.
