@@ -1,7 +1,14 @@
 //! The [`Sys`] of a real FreeBSD kernel: its system calls.
 
-use conform::sys::{Access, Errno, Fd, Memory, Sys, call};
-use core::arch::asm;
+use conform::{
+    Line,
+    sys::{Access, Errno, Fd, Memory, Sys, call},
+};
+use core::{
+    arch::asm,
+    fmt::Write,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use sys_bindings as sys;
 
 /// A system call; an error is told by the carry flag.
@@ -37,6 +44,30 @@ unsafe fn syscall(number: u32, args: [usize; 6]) -> Result<usize, Errno> {
 
 /// What a child exits with that could not execute its program.
 const NOT_THERE: i32 = 127;
+/// What a child exits with that has panicked.
+pub const PANICKED: i32 = 101;
+
+/// System calls that sys-bindings does not have.
+mod numbers {
+    pub const ACCESS: u32 = 33;
+    pub const KILL: u32 = 37;
+    pub const SETPGID: u32 = 82;
+    pub const NMOUNT: u32 = 378;
+    pub const PWRITE: u32 = 476;
+}
+
+const WNOHANG: usize = 1;
+pub const SIGKILL: u32 = 9;
+pub const SIGTERM: u32 = 15;
+
+/// Whether this process is one that [`FreeBsd::fork`] made.
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+
+/// Whether a panic ends this process alone, and not the machine.
+#[cfg(target_os = "none")]
+pub fn is_child() -> bool {
+    IS_CHILD.load(Ordering::Relaxed)
+}
 
 /// A NUL-ended copy of a short string.
 struct CPath([u8; 128]);
@@ -144,6 +175,13 @@ impl FreeBsd {
         all.filter_map(|(name, is_there)| is_there.then_some(name))
     }
 
+    /// Whether a device is there, without opening it: an open may wait for it.
+    pub fn is_there(&mut self, path: &str) -> bool {
+        let path = CPath::new(path);
+        // SAFETY: the path lives for the call.
+        unsafe { syscall(numbers::ACCESS, [path.address(), 0, 0, 0, 0, 0]) }.is_ok()
+    }
+
     /// Whether a file is there.
     pub fn has(&mut self, path: &str) -> bool {
         self.opens(path, sys::O_RDONLY)
@@ -193,7 +231,11 @@ impl FreeBsd {
         // SAFETY: no arguments. The child returns with its parent's registers,
         // but for those that the kernel sets.
         let pid = unsafe { syscall(sys::SYS_fork, [0; 6]) }?;
-        Ok(if self.pid() == me { pid } else { 0 })
+        if self.pid() == me {
+            return Ok(pid);
+        }
+        IS_CHILD.store(true, Ordering::Relaxed);
+        Ok(0)
     }
 
     fn pid(&self) -> usize {
@@ -218,6 +260,87 @@ impl FreeBsd {
             Ok(_) if status & 0x7f == 0 => (status >> 8 & 0xff) as i32,
             _ => -1,
         }
+    }
+
+    /// wait4(2) without waiting long: the exit status of a child, -1 if a signal
+    /// ended it; `None` if it is still there after `ms`.
+    pub fn wait_ms(&mut self, pid: usize, ms: u64) -> Option<i32> {
+        let end = self.now() + ms * 1_000_000;
+        loop {
+            let mut status = 0u32;
+            let at = &raw mut status as usize;
+            // SAFETY: the status lives for the call.
+            let ended = unsafe { syscall(sys::SYS_wait4, [pid, at, WNOHANG, 0, 0, 0]) };
+            match ended {
+                Ok(0) if self.now() < end => self.sleep_ms(10),
+                Ok(0) => return None,
+                Ok(_) if status & 0x7f == 0 => return Some((status >> 8 & 0xff) as i32),
+                _ => return Some(-1),
+            }
+        }
+    }
+
+    /// setpgid(2): makes a process, 0 for this one, the leader of a group.
+    pub fn lead_group(&mut self, pid: usize) {
+        // SAFETY: numbers.
+        let _ = unsafe { syscall(numbers::SETPGID, [pid, pid, 0, 0, 0, 0]) };
+    }
+
+    /// kill(2).
+    pub fn kill(&mut self, pid: usize, signal: u32) {
+        // SAFETY: numbers.
+        let _ = unsafe { syscall(numbers::KILL, [pid, signal as usize, 0, 0, 0, 0]) };
+    }
+
+    /// Kills a group of processes: whether all have ended within `ms`. This
+    /// process is init, and so the parent of those whose own has ended.
+    pub fn end_group(&mut self, leader: usize, ms: u64) -> bool {
+        let group = leader.wrapping_neg();
+        let end = self.now() + ms * 1_000_000;
+        loop {
+            self.kill(group, SIGKILL);
+            let args = [group, 0, WNOHANG, 0, 0, 0];
+            // SAFETY: numbers.
+            while let Ok(1..) = unsafe { syscall(sys::SYS_wait4, args) } {}
+            // SAFETY: numbers; signal 0 asks whether there is one.
+            if unsafe { syscall(numbers::KILL, [group, 0, 0, 0, 0, 0]) }.is_err() {
+                return true;
+            }
+            if self.now() >= end {
+                return false;
+            }
+            self.sleep_ms(20);
+        }
+    }
+
+    /// kldfind(2): the file's id.
+    pub fn kldfind(&mut self, name: &str) -> Option<usize> {
+        let name = CPath::new(name);
+        // SAFETY: the name lives for the call.
+        unsafe { syscall(sys::SYS_kldfind, [name.address(), 0, 0, 0, 0, 0]) }.ok()
+    }
+
+    /// nmount(2) of a file system that needs no device.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn mount(&mut self, kind: &str, at: &str) -> Result<(), Errno> {
+        let texts = ["fstype", kind, "fspath", at].map(|text| (CPath::new(text), text.len() + 1));
+        let vector = [0, 1, 2, 3].map(|i: usize| [texts[i].0.address(), texts[i].1]);
+        let args = [vector.as_ptr() as usize, vector.len(), 0, 0, 0, 0];
+        // SAFETY: iovecs of NUL-ended strings, which live for the call.
+        unsafe { syscall(numbers::NMOUNT, args) }.map(|_| ())
+    }
+
+    /// mmap(2) of a file, shared, to read and write.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn map_shared_file(&mut self, fd: Fd, len: usize) -> Result<*mut u8, Errno> {
+        let prot = (sys::PROT_READ | sys::PROT_WRITE) as usize;
+        let args = [0, len, prot, sys::MAP_SHARED as usize, fd as usize, 0];
+        // SAFETY: fresh memory.
+        unsafe { syscall(sys::SYS_mmap, args) }.map(|at| at as *mut u8)
     }
 
     /// Starts a program: its process.
@@ -351,6 +474,14 @@ impl FreeBsd {
         read == Ok(len)
     }
 
+    /// pwrite(2): whether it was all written.
+    pub fn pwrite(&mut self, fd: Fd, from: &[u8], at: usize) -> bool {
+        let args = [fd as usize, from.as_ptr() as usize, from.len(), at, 0, 0];
+        // SAFETY: the bytes live for the call.
+        let written = unsafe { syscall(numbers::PWRITE, args) };
+        written == Ok(from.len())
+    }
+
     /// clock_gettime(2), CLOCK_MONOTONIC, in nanoseconds.
     pub fn now(&mut self) -> u64 {
         const CLOCK_MONOTONIC: usize = 4;
@@ -402,6 +533,23 @@ impl FreeBsd {
             )
         };
         done.map_or(0, |_| len)
+    }
+
+    /// sysctl(3) by name: a number of 4 or 8 bytes.
+    pub fn sysctl_number(&mut self, name: &str) -> Option<u64> {
+        let mut value = [0u64];
+        (self.sysctl(name, &mut value, None) != 0).then_some(value[0])
+    }
+
+    /// sysctl(3) by name: sets a number of as many bytes as it has; whether it
+    /// is that now.
+    pub fn set_sysctl(&mut self, name: &str, new: u64) -> bool {
+        let mut old = [0u64];
+        let len = self.sysctl(name, &mut old, None);
+        let (text, at) = (name.as_ptr() as usize, &raw const new as usize);
+        // SAFETY: the name and the number live for the call.
+        let _ = unsafe { syscall(sys::SYS___sysctlbyname, [text, name.len(), 0, 0, at, len]) };
+        self.sysctl_number(name) == Some(new)
     }
 
     /// Ticks of all CPUs so far that were not idle.
@@ -605,6 +753,20 @@ impl FreeBsd {
         self.ask_monitor("pull", |_| true);
     }
 
+    /// Has the monitor pull the disk: whether its node has gone some seconds
+    /// later.
+    pub fn pull(&mut self) -> bool {
+        self.ask_monitor("pull", |sys| sys.node().is_none())
+    }
+
+    /// Has the monitor let a drive do so many commands and bytes a second, 0 for
+    /// any number, and does not wait.
+    pub fn ask_to_throttle(&mut self, drive: &str, commands: u32, bytes: u32) {
+        let mut what = Line::new();
+        let _ = write!(what, "throttle {drive} {commands} {bytes}");
+        self.ask_monitor(what.as_str(), |_| true);
+    }
+
     fn has_tunable(&mut self, name: &str) -> bool {
         self.tunable(name).is_some()
     }
@@ -617,9 +779,9 @@ impl FreeBsd {
     }
 
     /// kenv(2): a tunable's text, and how long it is.
-    pub fn tunable_text(&mut self, name: &str) -> Option<([u8; 16], usize)> {
+    pub fn tunable_text(&mut self, name: &str) -> Option<([u8; 128], usize)> {
         let name = CPath::new(name);
-        let mut value = [0u8; 16];
+        let mut value = [0u8; 128];
         let args = [
             sys::KENV_GET as usize,
             name.address(),
@@ -637,10 +799,11 @@ impl FreeBsd {
     /// Says on the console what scripts/vm shall have the monitor do, and
     /// waits for it: whether it is done within some seconds.
     fn ask_monitor(&mut self, what: &str, done: impl Fn(&mut Self) -> bool) -> bool {
-        self.print("");
-        self.write(b"guest: monitor: ");
-        self.write(what.as_bytes());
-        self.write(b"\n");
+        // In one go, so that as little as can be comes between; the end says
+        // that it is the whole request.
+        let mut line = Line::new();
+        let _ = write!(line, "\nguest: monitor: {what};\n");
+        self.write(line.as_str().as_bytes());
         for _ in 0..150 {
             if done(self) {
                 return true;

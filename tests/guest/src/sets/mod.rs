@@ -1,6 +1,7 @@
 //! The named test sets, beside the conformance suite: what wants a real kernel,
 //! its SIMs, its processes and its other pass-through driver.
 
+mod faults;
 mod notify;
 mod pair;
 mod sims;
@@ -8,6 +9,7 @@ mod tools;
 mod unload;
 mod unplug;
 
+pub use faults::faults;
 pub use notify::notify;
 pub use pair::{pair, replace};
 pub use sims::sims;

@@ -9,7 +9,14 @@ use conform::{
 use sys_bindings as sys;
 
 /// Makes a read or a write of `blocks` blocks of whatever the device speaks.
-fn transfer(command: &mut Command, kind: &Kind, write: bool, lba: u32, blocks: u16, len: usize) {
+pub(super) fn transfer(
+    command: &mut Command,
+    kind: &Kind,
+    write: bool,
+    lba: u32,
+    blocks: u16,
+    len: usize,
+) {
     let direction = if write {
         sys::CAM_DIR_OUT
     } else {
