@@ -46,7 +46,12 @@ pub fn m5(t: &mut Trial<'_>) -> Outcome {
             if opcode == sys::XPT_GDEVLIST {
                 holds!((disk.name(), name), called, Ok(()));
             }
-            let words = ccb.ccb.bytes()[..size_of::<sys::ccb>()].chunks_exact(8);
+            // An ATA disk's IDENTIFY data may look like one.
+            let looked_at = match opcode {
+                sys::XPT_GDEV_TYPE => size_of::<sys::ccb_hdr>(),
+                _ => size_of::<sys::ccb>(),
+            };
+            let words = ccb.ccb.bytes()[..looked_at].chunks_exact(8);
             let found = words.enumerate().find_map(|(i, bytes)| {
                 let word = bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
                 is_kernel_address(word).then_some((i * 8, word))
