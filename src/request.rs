@@ -5,7 +5,7 @@
 //! | owner | state |
 //! | --- | --- |
 //! | the calling thread, in [`Request::from_user`] | being set up |
-//! | [`Unit`](crate::unit::Unit)'s list | queued: waits for CAM to have a CCB |
+//! | [`Unit`]'s list | queued: waits for CAM to have a CCB |
 //! | CAM, which has its CCB | sent |
 //! | [`Queue`](crate::queue::Queue)'s list | done |
 //! | the calling thread, in `reap` | being reaped |

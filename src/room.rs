@@ -1,7 +1,7 @@
 //! The room that a device has for requests, of all its opens together, and the
 //! threads and programs that wait for some.
 //!
-//! A freed request looks at one word, the room's [`Watch`], and does no more
+//! A freed request looks at one word, the room's `Watch`, and does no more
 //! while nobody watches. A program watches by EVFILT_WRITE, poll(2) or a call that
 //! waits; it is told once what it was refused may be let through, and when an
 //! account comes below its limit.

@@ -627,10 +627,17 @@ unsafe extern "C" fn start_entry(periph: *mut sys::cam_periph, ccb: *mut sys::cc
 unsafe extern "C" fn done_entry(periph: *mut sys::cam_periph, ccb: *mut sys::ccb) {
     // SAFETY: CAM's own arguments, the lock held throughout; the CCB is back
     // once for every time that it was sent.
-    let (periph, mut held, request) = unsafe {
+    let (periph, mut held, mut request) = unsafe {
         let periph = Periph::from_raw(periph);
-        (periph, periph.locked(), ZoneBox::from_ccb(ccb))
+        (periph, periph.locked(), ZoneBox::<Request>::from_ccb(ccb))
     };
+    if driver::has_panicked() {
+        // xpt_sim_poll() completes what was under way beside the dump. The queues
+        // that it belongs to may be half changed: it is left alone.
+        request.ccb_mut().release_frozen(&mut held);
+        request.leave_sent();
+        return;
+    }
     match periph.softc::<Unit>() {
         Some(unit) => unit.done(&mut held, request),
         // A request holds its open, and that the periph and its unit.

@@ -119,6 +119,7 @@ const VARIABLES: &[&str] = &[
     "taskqueue_thread",
     "physmem",
     "unmapped_buf",
+    "panicstr",
     "BIO_(READ|WRITE|UNMAPPED)",
     "PAGE_SIZE",
     "periph_drivers",

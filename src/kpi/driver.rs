@@ -270,7 +270,7 @@ static PROBE: AtomicPtr<Probe> = AtomicPtr::new(null_mut());
 /// A callback that was deregistered may be running still. The event thread
 /// handles the XPT_ASYNC CCBs that it is given one by one: when one that is
 /// sent now has come through, the callbacks of those before it have returned.
-/// It carries no event and calls nobody but [`probe_done`].
+/// It carries no event and calls nobody but the driver's own routine.
 ///
 /// # Errors
 /// `EBUSY`: it has not come through in time, and is still on its way: the
@@ -387,4 +387,11 @@ pub fn pause_ms(ms: u64) {
     unsafe {
         sys::pause_sbt(c"qpass".as_ptr(), (ms * sys::QPC_SBT_1MS) as i64, 0, 0);
     }
+}
+
+/// Whether the kernel has panicked: the other CPUs were stopped wherever they were,
+/// with whatever they had half changed, and this one writes a dump.
+pub fn has_panicked() -> bool {
+    // SAFETY: a pointer of the kernel's, set once, that is only looked at.
+    !unsafe { (&raw const sys::panicstr).read_volatile() }.is_null()
 }

@@ -136,7 +136,7 @@ unsafe fn free_softc<T>(softc: *mut c_void) {
 ///
 /// CAM knows one reference for all leases of a periph. The last lease may go
 /// anywhere, with any lock held; what it leaves is torn down on
-/// `taskqueue_thread`, and only then CAM's reference goes, see [`Leased`].
+/// `taskqueue_thread`, and only then CAM's reference goes, see `Leased`.
 pub struct PeriphRef {
     periph: NonNull<sys::cam_periph>,
     lease: Shared<Leased>,

@@ -65,6 +65,7 @@ pub const VARIABLES: &[(&str, usize)] = &[
     ("physmem", size_of::<usize>()),
     ("taskqueue_thread", size_of::<usize>()),
     ("unmapped_buf", size_of::<usize>()),
+    ("panicstr", size_of::<usize>()),
     ("sysctl___hw", size_of::<crate::sys::sysctl_oid>()),
     ("sysctl___kern_cam", size_of::<crate::sys::sysctl_oid>()),
 ];

@@ -217,6 +217,9 @@ impl Module {
         if let Some(at) = imports.get("periph_drivers") {
             cam::place_periph_drivers(*at);
         }
+        if let Some(at) = imports.get("panicstr") {
+            PANICSTR.store(*at, Ordering::SeqCst);
+        }
         if let Some(at) = imports.get("physmem") {
             // SAFETY: the variable's place in the arena, see take().
             unsafe { (*at as *mut u64).write(memory::physmem()) };
@@ -398,4 +401,17 @@ fn low_memory() -> Result<*mut u8, String> {
     // The thread that loads is a kernel thread from here on.
     let _ = thread::current();
     Ok(at.cast())
+}
+
+/// Where the last module that was loaded finds `panicstr`.
+static PANICSTR: AtomicUsize = AtomicUsize::new(0);
+
+/// The kernel has panicked, as the module sees it: kern_shutdown.c, vpanic(), sets
+/// the pointer, stops the other CPUs and dumps, with xpt_sim_poll() completing what
+/// is under way.
+pub fn panic() {
+    let at = PANICSTR.load(Ordering::SeqCst) as *mut *const u8;
+    assert!(!at.is_null(), "a module that looks at panicstr");
+    // SAFETY: the variable's place in the arena, see take().
+    unsafe { at.write_volatile(c"test".as_ptr().cast()) };
 }

@@ -17,6 +17,7 @@ tests! {
     a_device_departs_while_it_is_reaped_and_polled;
     closes_and_departures_race;
     unload_races_with_arrivals_and_departures;
+    what_completes_beside_a_dump_is_left_alone;
 }
 
 fn an_event_on_a_dupd_descriptor_comes_and_goes_with_it() {
@@ -395,4 +396,29 @@ fn unload_races_with_arrivals_and_departures() {
         assert_eq!(cam::PERIPHS.load(Ordering::SeqCst), 0);
         assert!(devfs::names().is_empty());
     }
+}
+
+/// L7: the queue may be half changed by a thread that was stopped.
+fn what_completes_beside_a_dump_is_left_alone() {
+    let (mut machine, _module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    let mut command = Command::new(&mut machine, 512);
+    command.rw10(false, 0, 1);
+    command.queue(&mut machine, fd).expect("queue");
+    let carried_out = machine.disk().commands.load(Ordering::SeqCst);
+    ukernel::loader::panic();
+    machine.disk().unstick();
+    wait_until("the disk has answered", || {
+        machine.disk().commands.load(Ordering::SeqCst) > carried_out
+    });
+    machine.device().wait_returned();
+    assert_eq!(machine.poll(fd, POLLIN, 50), Ok(0), "nobody is told");
+    assert_eq!(
+        sysctl::value("0.outstanding"),
+        Some(1),
+        "nothing is counted"
+    );
+    // The machine ends here: what is left is not looked for.
+    std::process::exit(0);
 }
