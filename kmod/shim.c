@@ -91,8 +91,8 @@ SYSCTL_INT(_hw_qpass, OID_AUTO, replace, CTLFLAG_RDTUN, &qpass_replace, 0,
     "Register as pass, where the kernel has no pass(4)");
 
 /*
- * The first page from i on of n that is not dirty all over; n where there is
- * none.  The answer is of the moment.
+ * The first page from i on of n that is still of an object and is not dirty all
+ * over; n where there is none.  The answer is of the moment.
  */
 int	qpass_clean_page(vm_page_t *pages, int i, int n);
 
@@ -100,7 +100,8 @@ int
 qpass_clean_page(vm_page_t *pages, int i, int n)
 {
 
-	while (i < n && pages[i]->dirty == VM_PAGE_BITS_ALL)
+	while (i < n && (pages[i]->dirty == VM_PAGE_BITS_ALL ||
+	    pages[i]->object == NULL))
 		i++;
 	return (i);
 }

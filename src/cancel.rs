@@ -8,7 +8,7 @@ use crate::{
         abort::{self, AbortCcb, Place},
         ccb::OwnCcb,
         cdev::Thread,
-        driver::{pause_ms, pause_ms_or_signal},
+        driver::pause_ms_or_signal,
         errno::{EINVAL, ENOENT, ENXIO, Result},
         fifo::Fifo,
         periph::{Held, PeriphRef},
@@ -18,7 +18,7 @@ use crate::{
         zone::ZoneBox,
     },
     queue::{Open, Queue},
-    request::{Aborted, Request, Ticket},
+    request::{Request, Ticket},
     stats::Outcome,
     unit::{DONE, Unit},
 };
@@ -127,8 +127,8 @@ pub fn cancel(open: &Shared<Open>, what: &mut sys::qpass_cancel, thread: Thread<
         let open = request.open().clone();
         drop(Queue::complete(&open.queue, request));
     }
-    let mut aborter = Aborter::new(unit, open.lease(), true);
-    (what.aborted, what.unable) = aborter.abort_all(which, |_| true)?;
+    let mut aborter = Aborter::new(unit, open.lease());
+    (what.aborted, what.unable) = aborter.abort(which, usize::MAX)?;
     // It may have been reaped, or another call may have taken it, since.
     if which.is_particular() && !known {
         return Err(ENOENT);
@@ -189,8 +189,10 @@ impl Unit {
                 ccb: Some(target),
                 ..Which::of(open)
             };
-            let mut aborter = Aborter::new(self, open.lease(), true);
-            aborter.abort_one(which).unwrap_or(sys::CAM_UA_ABORT)
+            match Aborter::new(self, open.lease()).abort(which, 1) {
+                Ok((1, _)) => sys::CAM_REQ_CMP,
+                _ => sys::CAM_UA_ABORT,
+            }
         };
         // In this order: the abort is not done before what it has done.
         if let Some(cancelled) = cancelled {
@@ -202,18 +204,18 @@ impl Unit {
         status
     }
 
-    /// Aborts what waits for others and not for the device, as its open is
-    /// closed. Sleeps.
-    pub fn abort_waiting(&self, open: &Shared<Open>) {
-        if open
-            .queue
-            .find(|ticket| ticket.waits.then_some(()))
-            .is_some()
-        {
-            // Whoever closes cannot be told of a signal.
-            let mut aborter = Aborter::new(self, open.lease(), false);
-            let _ = aborter.abort_all(Which::of(open), |ticket| ticket.waits);
-        }
+    /// Has nothing of a closed open sent again that CAM is about to: what fails from
+    /// now on is not.
+    pub fn give_up_recoveries(&self, open: &Shared<Open>) {
+        let held = open.periph().lock();
+        open.queue.find(|ticket| {
+            let under_way = ticket.sent.get(&held)?;
+            if under_way.place(DONE) == Place::Recovering {
+                ticket.replace(&held);
+                under_way.defuse(DONE);
+            }
+            None::<()>
+        });
     }
 }
 
@@ -225,44 +227,64 @@ const GRACE: u64 = 200_000_000;
 /// never says that it has it.
 const SILENT: u64 = 1_000_000_000;
 
-/// How an abort ended.
-enum Answer {
-    /// The SIM answered with that status.
-    Status(sys::cam_status),
-    /// It did not, but the command came back.
-    CameBack,
-    /// It did not, and the command is still under way.
-    None,
-}
+/// Aborts that are under way at a time.
+const FLIGHT: usize = 16;
+/// Abort CCBs that one device's SIM may owe an answer for: past it none is sent, so
+/// that a program that cancels in a loop cannot have the kernel's memory.
+const MOST_KEPT: u32 = 64;
 
 /// Which request is meant, for as long as it is outstanding: the numbers of its
 /// open and of its own.
 type Target = (u64, u64);
 
-/// Aborts requests that CAM has, one by one, each once. It waits for the SIM with
-/// no lock held, until the SIM answers, the command is back, a signal comes or its
-/// time is over, whichever is first.
+/// An abort that was sent.
+struct Out {
+    ccb: AbortCcb,
+    target: Target,
+    /// When its target was first seen to be back.
+    back_since: Option<u64>,
+}
+
+/// What became of the search for the next request to abort.
+enum Next {
+    /// It was sent for.
+    Sent(Target),
+    /// It needed no abort, or can have none: how that ended.
+    Ended(sys::cam_status),
+    /// It is not the SIM's yet, and not CAM's any more.
+    Later,
+    /// There is none.
+    None,
+}
+
+/// Aborts requests that CAM has, each once, some at a time. It waits for the SIM
+/// with no lock held: each until the SIM answers or the command is back, and all
+/// until a signal comes or the time is over.
 struct Aborter<'a> {
     unit: &'a Unit,
     periph: &'a PeriphRef,
-    ccb: AbortCcb,
+    out: [Option<Out>; FLIGHT],
+    spare: Option<AbortCcb>,
     /// For the SIM's lock.
     own: OwnCcb,
     since: u64,
-    signals: bool,
+    aborted: u32,
+    unable: u32,
 }
 
 impl<'a> Aborter<'a> {
-    /// Sleeps. Signals end the waiting where `signals` says so.
-    fn new(unit: &'a Unit, periph: &'a PeriphRef, signals: bool) -> Self {
+    /// Sleeps.
+    fn new(unit: &'a Unit, periph: &'a PeriphRef) -> Self {
         abort::sweep();
         Aborter {
             unit,
             periph,
-            ccb: AbortCcb::alloc(),
+            out: [const { None }; FLIGHT],
+            spare: None,
             own: OwnCcb::alloc(),
             since: uptime(),
-            signals,
+            aborted: 0,
+            unable: 0,
         }
     }
 
@@ -270,164 +292,208 @@ impl<'a> Aborter<'a> {
         uptime().saturating_sub(self.since)
     }
 
-    /// Aborts those of `which` that are also `wanted`: how many CAM aborts, and how
-    /// many it cannot, or has not said.
+    /// Whether nothing more is waited for, or sent.
+    fn is_late(&self) -> bool {
+        self.waited() >= PATIENCE || self.unit.kept.load(Relaxed) >= MOST_KEPT
+    }
+
+    /// Aborts those of `which`, `most` of them: how many CAM aborts, and how many it
+    /// cannot, or has not said.
     ///
     /// # Errors
     /// `EINTR`.
-    fn abort_all(
-        &mut self,
-        which: Which<'_>,
-        wanted: impl Fn(&Ticket) -> bool,
-    ) -> Result<(u32, u32)> {
-        let (mut aborted, mut unable) = (0, 0);
+    fn abort(&mut self, which: Which<'_>, most: usize) -> Result<(u32, u32)> {
         let round = self.unit.room().next_round();
-        while let Some(status) = self.abort_next(which, round, &wanted)? {
-            if status == sys::CAM_REQ_CMP {
-                aborted += 1;
-            } else {
-                unable += 1;
-            }
-        }
-        Ok((aborted, unable))
-    }
-
-    /// Aborts the first of `which`, and says how that ended.
-    ///
-    /// # Errors
-    /// `EINTR`.
-    fn abort_one(&mut self, which: Which<'_>) -> Result<sys::cam_status> {
-        let round = self.unit.room().next_round();
-        let status = self.abort_next(which, round, &|_| true)?;
-        Ok(status.unwrap_or(sys::CAM_UA_ABORT))
-    }
-
-    /// Aborts the next one that the round has not seen; `None` when there is none.
-    fn abort_next(
-        &mut self,
-        which: Which<'_>,
-        round: u64,
-        wanted: &impl Fn(&Ticket) -> bool,
-    ) -> Result<Option<sys::cam_status>> {
+        let mut left = most;
         loop {
-            let held = self.periph.lock();
-            // What is found in CAM's queue is there until the abort finds it.
-            let frozen = held.freeze();
-            let state = self.unit.state.look(&held);
-            let late = self.waited() >= PATIENCE || state.gone || abort::is_kept_full();
-            let insists = self.waited() >= SILENT;
-            let is_between = Cell::new(false);
-            let look = |ticket: &Ticket| {
-                let under_way = ticket.sent.get(&held)?;
-                if ticket.is_seen_in(round) || !which.has(ticket) || !wanted(ticket) {
-                    return None;
+            let mut is_later = false;
+            while left != 0
+                && let Some(slot) = self.out.iter().position(Option::is_none)
+            {
+                match self.next(which, round, slot) {
+                    Next::Sent(_) => left -= 1,
+                    Next::Ended(status) => {
+                        left -= 1;
+                        self.count(status);
+                    }
+                    Next::Later => {
+                        is_later = true;
+                        break;
+                    }
+                    Next::None => left = 0,
                 }
-                let place = under_way.place(DONE);
-                if place == Place::Between && !insists && !late {
-                    is_between.set(true);
-                    return None;
-                }
-                let _ = ticket.is_first_in(round);
-                if !late {
-                    let how = match place {
-                        Place::Recovering => Aborted::Replaced,
-                        _ => Aborted::Asked,
-                    };
-                    ticket.set_aborted(how, &held);
-                }
-                Some((under_way, place, ticket.number.load(Relaxed)))
-            };
-            let found = state
-                .opens
-                .iter()
-                .filter(|queue| which.is_of(queue))
-                .find_map(|queue| Some((queue.number.load(Relaxed), queue.find(look)?)));
-            match found {
-                // Nothing more is sent, but it is known what was not.
-                Some(_) if late => return Ok(Some(sys::CAM_UA_ABORT)),
-                Some((_, (under_way, Place::Recovering, _))) => {
-                    under_way.defuse(DONE);
-                    return Ok(Some(sys::CAM_REQ_CMP));
-                }
-                Some((open, (under_way, _, number))) => {
-                    self.ccb.send(&under_way, &held);
-                    drop(frozen);
-                    drop::<Held>(held);
-                    return self.outcome((open, number)).map(Some);
-                }
-                None if is_between.get() => {
-                    drop(frozen);
-                    drop::<Held>(held);
-                    self.pause()?;
-                }
-                None => return Ok(None),
+            }
+            let has_settled = self.look();
+            if left == 0 && self.out.iter().all(Option::is_none) {
+                return Ok((self.aborted, self.unable));
+            }
+            if is_later || !has_settled {
+                pause_ms_or_signal(1)?;
             }
         }
     }
 
-    fn pause(&self) -> Result {
-        if self.signals {
-            return pause_ms_or_signal(1);
+    fn count(&mut self, status: sys::cam_status) {
+        if status == sys::CAM_REQ_CMP {
+            self.aborted += 1;
+        } else {
+            self.unable += 1;
         }
-        pause_ms(1);
-        Ok(())
     }
 
-    /// How the abort that was sent for `target` ended.
-    ///
-    /// # Errors
-    /// `EINTR`.
-    fn outcome(&mut self, target: Target) -> Result<sys::cam_status> {
-        let answer = self.wait(target);
-        if self.ccb.is_out() {
-            if self.unit.forgets_aborts {
-                self.ccb.take_back();
+    /// Sends an abort for the next one that the round has not seen.
+    fn next(&mut self, which: Which<'_>, round: u64, slot: usize) -> Next {
+        let mut ccb = self.spare.take().unwrap_or_else(AbortCcb::alloc);
+        let (is_late, insists) = (self.is_late(), self.waited() >= SILENT);
+        let held = self.periph.lock();
+        // What is found in CAM's queue is there until the abort finds it.
+        let frozen = held.freeze();
+        let state = self.unit.state.look(&held);
+        let is_late = is_late || state.gone;
+        let is_between = Cell::new(false);
+        let look = |ticket: &Ticket| {
+            let under_way = ticket.sent.get(&held)?;
+            if ticket.is_seen_in(round) || !which.has(ticket) {
+                return None;
+            }
+            let is_declined = is_late || ticket.is_cams;
+            let place = under_way.place(DONE);
+            if place == Place::Between && !insists && !is_declined {
+                is_between.set(true);
+                return None;
+            }
+            let _ = ticket.is_first_in(round);
+            if is_declined {
+                return Some((None, 0));
+            }
+            if place == Place::Recovering {
+                ticket.replace(&held);
             } else {
-                // The SIM may still write it.
-                let unanswered = core::mem::replace(&mut self.ccb, AbortCcb::alloc());
-                abort::keep(unanswered, self.periph.clone());
+                ticket.ask_abort(&held);
             }
-        }
-        Ok(match answer? {
-            Answer::Status(status) => status,
-            Answer::CameBack => sys::CAM_REQ_CMP,
-            Answer::None => sys::CAM_UA_ABORT,
-        })
-    }
-
-    fn wait(&mut self, target: Target) -> Result<Answer> {
-        let mut back_since = None;
-        loop {
-            if let Some(status) = self.ccb.answer() {
-                // The SIM may have an instruction or two to go with it.
-                self.periph.lock().sim_barrier(self.own.ccb_mut());
-                self.ccb.take_back();
-                return Ok(Answer::Status(status));
-            }
-            let now = uptime();
-            let held = self.periph.lock();
-            if !self.is_under_way(target, &held) {
-                let since: u64 = *back_since.get_or_insert(now);
-                if self.unit.forgets_aborts || now.saturating_sub(since) >= GRACE {
-                    return Ok(Answer::CameBack);
-                }
-            }
-            drop::<Held>(held);
-            // A device that goes leaves a SIM that answers for it.
-            if self.waited() >= PATIENCE {
-                return Ok(Answer::None);
-            }
-            self.pause()?;
-        }
-    }
-
-    fn is_under_way(&self, (open, number): Target, held: &Held<'_>) -> bool {
-        let is_it = |ticket: &Ticket| {
-            (ticket.number.load(Relaxed) == number && ticket.sent.get(held).is_some()).then_some(())
+            Some((Some((under_way, place)), ticket.number.load(Relaxed)))
         };
-        let opens = &self.unit.state.look(held).opens;
+        let found = state
+            .opens
+            .iter()
+            .filter(|queue| which.is_of(queue))
+            .find_map(|queue| Some((queue.number.load(Relaxed), queue.find(look)?)));
+        let next = match found {
+            None if is_between.get() => Next::Later,
+            None => Next::None,
+            Some((_, (None, _))) => Next::Ended(sys::CAM_UA_ABORT),
+            Some((_, (Some((under_way, Place::Recovering)), _))) => {
+                under_way.defuse(DONE);
+                Next::Ended(sys::CAM_REQ_CMP)
+            }
+            Some((open, (Some((under_way, _)), number))) => {
+                ccb.send(&under_way, &held);
+                Next::Sent((open, number))
+            }
+        };
+        drop(frozen);
+        drop::<Held>(held);
+        if let Next::Sent(target) = next {
+            self.out[slot] = Some(Out {
+                ccb,
+                target,
+                back_since: None,
+            });
+        } else {
+            self.spare = Some(ccb);
+        }
+        next
+    }
+
+    /// Looks at each that was sent once, and says whether one has settled.
+    fn look(&mut self) -> bool {
+        let (now, is_late) = (uptime(), self.is_late());
+        let (mut has_settled, mut has_passed) = (false, false);
+        for slot in 0..FLIGHT {
+            let Some(out) = &mut self.out[slot] else {
+                continue;
+            };
+            let (target, answer) = (out.target, out.ccb.answer());
+            let status = if let Some(status) = answer {
+                // The SIM may have an instruction or two to go with it.
+                if !has_passed {
+                    self.periph.lock().sim_barrier(self.own.ccb_mut());
+                    has_passed = true;
+                }
+                out.ccb.take_back();
+                status
+            } else if !Self::is_under_way(self.unit, target, &self.periph.lock()) {
+                let since = *out.back_since.get_or_insert(now);
+                if !self.unit.forgets_aborts && now.saturating_sub(since) < GRACE && !is_late {
+                    continue;
+                }
+                sys::CAM_REQ_CMP
+            } else if is_late {
+                sys::CAM_UA_ABORT
+            } else {
+                continue;
+            };
+            has_settled = true;
+            let is_no = answer.is_some_and(|status| status != sys::CAM_REQ_CMP);
+            if is_no {
+                self.decline(target);
+            }
+            self.set_aside(slot);
+            self.count(status);
+        }
+        has_settled
+    }
+
+    /// Frees an abort CCB, or keeps it where the SIM may still write it.
+    fn set_aside(&mut self, slot: usize) {
+        let Some(mut out) = self.out[slot].take() else {
+            return;
+        };
+        if out.ccb.is_out() && self.unit.forgets_aborts {
+            out.ccb.take_back();
+        }
+        if out.ccb.is_out() {
+            abort::keep(out.ccb, self.periph.clone(), self.unit.kept.clone());
+        } else {
+            self.spare = Some(out.ccb);
+        }
+    }
+
+    fn find<R>(
+        unit: &Unit,
+        (open, number): Target,
+        held: &Held<'_>,
+        mut found: impl FnMut(&Ticket) -> R,
+    ) -> Option<R> {
+        let found = core::cell::RefCell::new(&mut found);
+        let is_it = |ticket: &Ticket| {
+            let is_it = ticket.number.load(Relaxed) == number && ticket.sent.get(held).is_some();
+            is_it.then(|| (found.borrow_mut())(ticket))
+        };
+        let opens = &unit.state.look(held).opens;
         opens
             .iter()
-            .any(|queue| queue.number.load(Relaxed) == open && queue.find(is_it).is_some())
+            .filter(|queue| queue.number.load(Relaxed) == open)
+            .find_map(|queue| queue.find(is_it))
+    }
+
+    fn is_under_way(unit: &Unit, target: Target, held: &Held<'_>) -> bool {
+        Self::find(unit, target, held, |_| ()).is_some()
+    }
+
+    /// The SIM does not abort it: it goes on as it was.
+    fn decline(&self, target: Target) {
+        let held = self.periph.lock();
+        Self::find(self.unit, target, &held, |ticket| {
+            ticket.decline_abort(&held);
+        });
+    }
+}
+
+impl Drop for Aborter<'_> {
+    fn drop(&mut self) {
+        for slot in 0..FLIGHT {
+            self.set_aside(slot);
+        }
     }
 }

@@ -32,9 +32,12 @@ impl Unit {
         let operation = Operation::parse(&ccb.fields())?;
         self.longest().check_synchronous(&operation)?;
         Request::check_physical(&operation, thread)?;
-        if ccb.has(Field::Nvme) {
-            self.check_nvme(open.periph(), ccb, &operation, thread)?;
-        }
+        // Held until the device is through.
+        let _format_use = if ccb.has(Field::Nvme) {
+            self.check_nvme(open.periph(), ccb, &operation, thread)?
+        } else {
+            None
+        };
         if operation.route == Route::Mmc {
             return self.command_mmc(open, ccb, &operation);
         }

@@ -40,10 +40,6 @@ bitflags::bitflags! {
         const DIS_DISCONNECT = sys::CAM_DIS_DISCONNECT;
         /// `tag_action` counts.
         const TAG_ACTION_VALID = sys::CAM_TAG_ACTION_VALID;
-        /// Target mode: sense data goes with the status.
-        const SEND_SENSE = sys::CAM_SEND_SENSE;
-        /// Target mode: the status follows the data.
-        const SEND_STATUS = sys::CAM_SEND_STATUS;
     }
 }
 
@@ -56,10 +52,6 @@ impl Passed {
         .union(Passed::DIS_AUTOSENSE)
         .union(Passed::DIS_DISCONNECT)
         .union(Passed::TAG_ACTION_VALID);
-    /// Those of an XPT_CONT_TARGET_IO.
-    const TARGET: Passed = Passed::SCSI
-        .union(Passed::SEND_SENSE)
-        .union(Passed::SEND_STATUS);
 }
 
 /// Openings that XPT_REL_SIMQ may give a device: CAM counts them in an int, and
@@ -162,7 +154,7 @@ impl Field {
     /// The pointers that an opcode's CCB has.
     pub fn of(func_code: sys::xpt_opcode) -> &'static [Field] {
         match func_code {
-            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => &[Field::Scsi],
+            sys::XPT_SCSI_IO => &[Field::Scsi],
             sys::XPT_ATA_IO => &[Field::Ata],
             sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => &[Field::Nvme],
             sys::XPT_SMP_IO => &[Field::SmpRequest, Field::SmpResponse],
@@ -294,6 +286,8 @@ pub struct Fields {
     pub segments: u16,
     /// XPT_DEV_ADVINFO: CDAI_FLAG_STORE is set.
     pub stores: bool,
+    /// XPT_DEV_ADVINFO: `buftype`.
+    pub buftype: u32,
     /// XPT_CALC_GEOMETRY: `block_size` in bytes.
     pub block_size: u32,
     /// XPT_REL_SIMQ: `openings`, where they are to be adjusted.
@@ -341,7 +335,6 @@ impl Operation {
                 fields.check_tag()?;
                 device(Passed::SCSI, fields.io(Field::Scsi, true)?)
             }
-            sys::XPT_CONT_TARGET_IO => device(Passed::TARGET, fields.io(Field::Scsi, true)?),
             sys::XPT_ATA_IO => device(Passed::COMMAND, fields.io(Field::Ata, false)?),
             sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
                 device(Passed::COMMAND, fields.io(Field::Nvme, true)?)
@@ -381,11 +374,11 @@ impl Operation {
                 }),
             },
             sys::XPT_ABORT => Ok(Self::nothing(Route::Abort)),
-            sys::XPT_REPROBE_LUN
-            | sys::XPT_ACCEPT_TARGET_IO
-            | sys::XPT_IMMED_NOTIFY
-            | sys::XPT_IMMEDIATE_NOTIFY
-            | sys::XPT_NOTIFY_ACKNOWLEDGE => Ok(Self::nothing(Route::UserCcb)),
+            sys::XPT_REPROBE_LUN => Ok(Self::nothing(Route::UserCcb)),
+            // A disk's driver relies on the rest, which its own has stored.
+            sys::XPT_DEV_ADVINFO if fields.stores && fields.buftype != sys::CDAI_TYPE_PHYS_PATH => {
+                Err(EINVAL)
+            }
             sys::XPT_DEV_ADVINFO => {
                 let direction = if fields.stores {
                     Direction::Both
@@ -410,11 +403,11 @@ impl Operation {
             | sys::XPT_GET_TRAN_SETTINGS
             | sys::XPT_SET_TRAN_SETTINGS
             | sys::XPT_GET_SIM_KNOB
-            | sys::XPT_SET_SIM_KNOB
-            | sys::XPT_CALC_GEOMETRY
-            | sys::XPT_NOTIFY_ACK => Ok(Operation::NOTHING),
-            // Target mode would stay on when the open is closed.
-            sys::XPT_EN_LUN => Err(EINVAL),
+            | sys::XPT_CALC_GEOMETRY => Ok(Operation::NOTHING),
+            // All else, and with that target mode, which would stay on when the open
+            // is closed (XPT_EN_LUN), and without which SIMs take the rest of it for
+            // what it is not (mpt(4) follows a null table); and XPT_SET_SIM_KNOB,
+            // which changes the adapter for all of its devices.
             _ => Err(EINVAL),
         }
     }
@@ -433,7 +426,8 @@ impl Operation {
 }
 
 impl Fields {
-    /// A SIM makes a message or a queue type of the tag's kind.
+    /// A SIM makes a message or a queue type of the tag's kind. It counts without
+    /// CAM_TAG_ACTION_VALID too, which CAM sets for a device that has queues.
     ///
     /// # Errors
     /// `EINVAL`: none of SAM-5's.
@@ -445,8 +439,7 @@ impl Fields {
             sys::MSG_ORDERED_Q_TAG,
             sys::MSG_ACA_TASK,
         ];
-        let counts = self.flags & sys::CAM_TAG_ACTION_VALID != 0;
-        if counts && !KINDS.contains(&u32::from(self.tag_action)) {
+        if !KINDS.contains(&u32::from(self.tag_action)) {
             return Err(EINVAL);
         }
         Ok(())
@@ -550,7 +543,8 @@ impl Longest {
 pub fn priority(func_code: sys::xpt_opcode, asked: u32) -> u32 {
     match func_code {
         sys::XPT_RESET_DEV => sys::QPC_CAM_PRIORITY_OOB + 1,
-        _ => asked.max(sys::QPC_CAM_PRIORITY_NORMAL),
+        // CAM waits for ever for a CCB of priority none.
+        _ => asked.clamp(sys::QPC_CAM_PRIORITY_NORMAL, sys::QPC_CAM_PRIORITY_NONE - 1),
     }
 }
 
@@ -595,6 +589,35 @@ mod tests {
         for func_code in [sys::XPT_SASYNC_CB, sys::XPT_TERM_IO, sys::XPT_DEBUG] {
             assert_eq!(opcode(func_code), Err(EINVAL));
         }
+    }
+
+    #[test]
+    fn what_changes_the_adapter_or_wants_target_mode_is_refused() {
+        for func_code in [
+            sys::XPT_EN_LUN,
+            sys::XPT_TARGET_IO,
+            sys::XPT_ACCEPT_TARGET_IO,
+            sys::XPT_CONT_TARGET_IO,
+            sys::XPT_IMMED_NOTIFY,
+            sys::XPT_IMMEDIATE_NOTIFY,
+            sys::XPT_NOTIFY_ACK,
+            sys::XPT_NOTIFY_ACKNOWLEDGE,
+            sys::XPT_SET_SIM_KNOB,
+        ] {
+            assert_eq!(opcode(func_code), Err(EINVAL));
+        }
+        let store = |buftype| {
+            Operation::parse(&Fields {
+                func_code: sys::XPT_DEV_ADVINFO,
+                lens: [64, 0],
+                stores: true,
+                buftype,
+                ..Fields::default()
+            })
+            .map(|_| ())
+        };
+        assert_eq!(store(sys::CDAI_TYPE_PHYS_PATH), Ok(()));
+        assert_eq!(store(sys::CDAI_TYPE_RCAPLONG), Err(EINVAL));
     }
 
     #[test]
@@ -756,6 +779,7 @@ mod tests {
             assert_eq!(priority(sys::XPT_SCSI_IO, asked), NORMAL);
         }
         assert_eq!(priority(sys::XPT_SCSI_IO, NORMAL + 1), NORMAL + 1);
+        assert_eq!(priority(sys::XPT_SCSI_IO, u32::MAX), u32::MAX - 1);
         // What ends a device's hang-up is not behind what hangs.
         let reset = priority(sys::XPT_RESET_DEV, 0);
         assert!(reset > sys::QPC_CAM_PRIORITY_OOB && reset < NORMAL);
@@ -805,7 +829,7 @@ mod tests {
         };
         assert_eq!(tag(sys::CAM_TAG_ACTION_VALID, 0x20), Ok(()));
         assert_eq!(tag(sys::CAM_TAG_ACTION_VALID, 0x23), Err(EINVAL));
-        assert_eq!(tag(0, 0x23), Ok(()), "it does not count");
+        assert_eq!(tag(0, 0x80), Err(EINVAL), "CAM says that it counts");
     }
 
     #[test]
@@ -856,7 +880,6 @@ mod tests {
         for other in [0x2f, 0x41, 0x93, 0x42, 0x1d, 0x3b, 0x15, 0x55] {
             assert!(!takes(scsi, Out, &[other]));
         }
-        assert!(!takes(sys::XPT_CONT_TARGET_IO, In, &[0x28]));
         let (dma, fpdma) = (sys::CAM_ATAIO_DMA as u8, sys::CAM_ATAIO_FPDMA as u8);
         for (flag, read, write) in [(dma, 0xc8, 0xca), (dma, 0x25, 0x35), (fpdma, 0x60, 0x61)] {
             assert!(takes(ata, In, &[flag, read]) && takes(ata, Out, &[flag, write]));

@@ -692,7 +692,6 @@ impl Open {
     /// what is done is freed, and what is sent is freed when it completes.
     pub fn close(this: &Shared<Self>) {
         if let Ok(unit) = this.unit() {
-            unit.abort_waiting(this);
             let mut held = this.periph.lock();
             let cancelled = unit.cancel_queued(&mut held, this);
             // Freed with no lock held.
@@ -700,6 +699,9 @@ impl Open {
             drop(cancelled);
         }
         this.queue.close();
+        if let Ok(unit) = this.unit() {
+            unit.give_up_recoveries(this);
+        }
     }
 }
 

@@ -32,22 +32,15 @@ use crate::{
     },
     queue::{Charge, Open, Taken},
     sg::{self, Segment},
-    unit::Unit,
+    unit::{FormatUse, Unit},
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use sys_bindings as sys;
 
-/// A sent request that was cancelled: it is not sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Aborted {
-    /// It was not cancelled.
-    No,
-    /// CAM was asked to abort it: it tells how it ended.
-    Asked,
-    /// It ends as aborted, whatever CAM says: what CAM still sent was another
-    /// command.
-    Replaced,
-}
+/// In [`Ticket::abort`]: it ends as aborted, whatever CAM says, for what CAM still
+/// sent of it was another command. The lower bits count the aborts that CAM was asked
+/// for and has not declined.
+const REPLACED: u8 = 1 << 7;
 
 /// See the module's page.
 pub struct Request {
@@ -55,6 +48,8 @@ pub struct Request {
     operation: Operation,
     buffers: [Option<Buffer>; 2],
     charge: Charge,
+    /// It relies on the format of a namespace, or may change it.
+    format_use: Option<FormatUse>,
     /// When it was sent.
     pub started: Option<Started>,
 }
@@ -81,9 +76,8 @@ pub struct Ticket {
     pub asked: Asked,
     /// The CCB that CAM has, while it has it.
     pub sent: Sent,
-    /// It may wait for others for ever (Route::UserCcb): who closes the open
-    /// aborts it.
-    pub waits: bool,
+    /// CAM carries it out (Route::UserCcb): no SIM has it that could abort it.
+    pub is_cams: bool,
     /// It is on the done queue.
     pub is_done: AtomicBool,
     /// What became of it before it came back; guarded by the device lock.
@@ -141,18 +135,33 @@ impl Asked {
 }
 
 impl Ticket {
-    /// It was cancelled, by who holds the device lock.
-    pub fn set_aborted(&self, how: Aborted, _held: &Held<'_>) {
-        self.abort.store(how as u8, Ordering::Relaxed);
+    /// CAM is being asked to abort it: it is not sent again.
+    pub fn ask_abort(&self, _held: &Held<'_>) {
+        let now = self.abort.load(Ordering::Relaxed);
+        // Should ever so many ask at a time, it stays as it is.
+        if now & !REPLACED < REPLACED - 1 {
+            self.abort.store(now + 1, Ordering::Relaxed);
+        }
     }
 
-    /// Whether it was cancelled.
-    pub fn aborted(&self, _held: &Held<'_>) -> Aborted {
-        match self.abort.load(Ordering::Relaxed) {
-            0 => Aborted::No,
-            1 => Aborted::Asked,
-            _ => Aborted::Replaced,
+    /// CAM has declined one: it goes on as if it had not been asked.
+    pub fn decline_abort(&self, _held: &Held<'_>) {
+        let now = self.abort.load(Ordering::Relaxed);
+        if now & !REPLACED != 0 {
+            self.abort.store(now - 1, Ordering::Relaxed);
         }
+    }
+
+    /// Another command was put in its place.
+    pub fn replace(&self, _held: &Held<'_>) {
+        self.abort.fetch_or(REPLACED, Ordering::Relaxed);
+    }
+
+    /// Whether it must not be sent again, and whether another command was put in its
+    /// place.
+    pub fn aborted(&self, _held: &Held<'_>) -> (bool, bool) {
+        let now = self.abort.load(Ordering::Relaxed);
+        (now != 0, now & REPLACED != 0)
     }
 
     /// Whether the round of aborts, or a later one, has seen it.
@@ -209,8 +218,9 @@ impl Request {
         }
         let unit = open.unit()?;
         unit.longest().check_queued(&operation)?;
+        let mut format_use = None;
         if ccb.has(Field::Nvme) {
-            unit.check_nvme(open.periph(), ccb, &operation, thread)?;
+            format_use = unit.check_nvme(open.periph(), ccb, &operation, thread)?;
         }
         let asked = Asked::new(ccb, &operation, thread);
         let plan = if operation.has_data() {
@@ -226,9 +236,9 @@ impl Request {
             number: AtomicU64::new(0),
             asked,
             sent: Sent::none(),
-            waits: operation.route == Route::UserCcb,
+            is_cams: operation.route == Route::UserCcb,
             is_done: AtomicBool::new(false),
-            abort: AtomicU8::new(Aborted::No as u8),
+            abort: AtomicU8::new(0),
             round: AtomicU64::new(0),
         };
         let mut request = Request {
@@ -236,6 +246,7 @@ impl Request {
             operation,
             buffers: [None, None],
             charge,
+            format_use,
             started: None,
         };
         request.set_up_data(ccb, &plan, thread)?;
@@ -447,7 +458,8 @@ impl Request {
     }
 
     /// The device is through with it, and with the process's own pages.
-    pub fn let_pages_go(&mut self) {
+    pub fn end_use(&mut self) {
+        self.format_use = None;
         // Of two runs of data none is in pages.
         if let Some(Buffer::Pages(pages)) = &mut self.buffers[0] {
             pages.let_go();

@@ -5,12 +5,12 @@ use crate::{
     buffer::{MAX_CHUNK, ZONES},
     ioctl::{Longest, Operation, Route},
     kpi::{
-        alloc::KBox,
-        ccb::{Ccb, DoneFn, OwnCcb, Recovery, StartCcb},
+        alloc::{KBox, KVec},
+        ccb::{self, Ccb, DoneFn, OwnCcb, Recovery, StartCcb},
         cdev::{DevSw, Node, Thread},
         devstat::{DevStat, Started},
         driver::{self, Driver, Routines},
-        errno::{ENXIO, Result},
+        errno::{EBUSY, ENXIO, Result},
         fifo::Fifo,
         list::List,
         periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
@@ -24,13 +24,13 @@ use crate::{
     node::Qpass,
     nvme,
     queue::{Open, Queue},
-    request::{Aborted, Request},
+    request::Request,
     room::Room,
     stats::Outcome,
 };
 use core::{
     ffi::{CStr, c_int, c_void},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 use sys_bindings as sys;
 
@@ -66,8 +66,10 @@ pub struct Unit {
     pub(crate) unmapped: bool,
     /// The SIM answers no XPT_ABORT, and keeps none.
     pub(crate) forgets_aborts: bool,
+    /// Abort CCBs that the SIM has not answered.
+    pub(crate) kept: Shared<AtomicU32>,
     /// Of an NVMe device, its namespace.
-    namespace: Option<Namespace>,
+    namespace: Option<Shared<Namespace>>,
     pub(crate) devstat: DevStat,
     pub(crate) room: Shared<Room>,
     _sysctls: Tree<Room>,
@@ -92,47 +94,94 @@ pub(crate) struct State {
 }
 
 /// A namespace, and how it was formatted when it was asked last.
-struct Namespace {
+pub struct Namespace {
     id: u64,
-    /// [`nvme::Format`]: the block's bytes, and above them whether there is
-    /// metadata elsewhere; 0 where that is not known.
+    /// [`nvme::Format`] in a word; 0 where CAM must be asked, which has read it when the
+    /// namespace was probed, as the disk's own driver has it from there; and
+    /// [`CHANGED`](Self::CHANGED) where the controller must be.
     format: AtomicU64,
+    /// Commands outstanding that rely on the format, and above [`CHANGE`](Self::CHANGE)
+    /// those that may change it: never both.
+    uses: AtomicU64,
+}
+
+/// A command that is outstanding and relies on the format of a namespace, or may
+/// change it.
+pub struct FormatUse {
+    namespace: Shared<Namespace>,
+    is_change: bool,
+}
+
+impl FormatUse {
+    /// # Errors
+    /// `EBUSY`: one of the other kind is outstanding.
+    fn begin(namespace: &Shared<Namespace>, is_change: bool) -> Result<Self> {
+        let (others, one) = if is_change {
+            (Namespace::CHANGE - 1, Namespace::CHANGE)
+        } else {
+            (!(Namespace::CHANGE - 1), 1)
+        };
+        let begun = namespace
+            .uses
+            .try_update(Ordering::SeqCst, Ordering::SeqCst, |uses| {
+                (uses & others == 0).then_some(uses + one)
+            });
+        begun.map_err(|_| EBUSY)?;
+        Ok(FormatUse {
+            namespace: namespace.clone(),
+            is_change,
+        })
+    }
+}
+
+impl Drop for FormatUse {
+    fn drop(&mut self) {
+        let one = if self.is_change {
+            self.namespace.forget();
+            Namespace::CHANGE
+        } else {
+            1
+        };
+        self.namespace.uses.fetch_sub(one, Ordering::SeqCst);
+    }
 }
 
 impl Namespace {
-    const SEPARATE: u64 = 1 << 32;
+    const CHANGE: u64 = 1 << 32;
+    const CHANGED: u64 = 1 << 63;
+    const EXTENDED: u64 = 1 << 48;
+    const PROTECTION: u64 = 1 << 49;
 
     fn new(id: u64) -> Self {
         Namespace {
             id,
             format: AtomicU64::new(0),
+            uses: AtomicU64::new(0),
         }
     }
 
     fn format(&self) -> Option<nvme::Format> {
         let word = self.format.load(Ordering::Relaxed);
-        (word != 0).then_some(nvme::Format {
+        (word != 0 && word != Self::CHANGED).then_some(nvme::Format {
             block: word as u32,
-            has_separate_metadata: word & Self::SEPARATE != 0,
+            metadata: (word >> 32) as u16,
+            is_extended: word & Self::EXTENDED != 0,
+            is_protection: word & Self::PROTECTION != 0,
         })
     }
 
-    /// Asks CAM how it is formatted, which a program may have changed. Sleeps.
-    fn ask(&self, periph: &Periph) -> Option<nvme::Format> {
-        let mut own = OwnCcb::alloc();
-        let mut identify = [0; nvme::IDENTIFY];
-        let known = periph.lock().nvme_identify(own.ccb_mut(), &mut identify);
-        let format = known.then(|| nvme::Format::parse(&identify)).flatten();
-        let word = format.map_or(0, |format| {
-            let separate = if format.has_separate_metadata {
-                Self::SEPARATE
-            } else {
-                0
-            };
-            u64::from(format.block) | separate
-        });
+    /// It may be formatted in another way from now on.
+    fn forget(&self) {
+        self.format.store(Self::CHANGED, Ordering::Relaxed);
+    }
+
+    fn learn(&self, format: nvme::Format) {
+        let flag = |is_set: bool, flag: u64| if is_set { flag } else { 0 };
+        let word = u64::from(format.block)
+            | u64::from(format.metadata) << 32
+            | flag(format.is_extended, Self::EXTENDED)
+            | flag(format.is_protection, Self::PROTECTION);
         self.format.store(word, Ordering::Relaxed);
-        format
     }
 }
 
@@ -140,27 +189,70 @@ impl Unit {
     /// Whether an NVMe command may be carried out. Sleeps.
     ///
     /// # Errors
-    /// `EINVAL`: see [`nvme::Entry::check`]; `EPERM`: it hands physical addresses
-    /// to the controller, see [`Request::check_privilege`].
+    /// `EINVAL`: see [`nvme::Entry::check`]; `EPERM`: see
+    /// [`nvme::Entry::is_privileged`] and [`Request::check_privilege`]; `EBUSY`: it
+    /// moves blocks while their format may change, or the other way round.
     pub fn check_nvme(
         &self,
         periph: &Periph,
         ccb: &Ccb,
         operation: &Operation,
         thread: Thread<'_>,
-    ) -> Result {
+    ) -> Result<Option<FormatUse>> {
         let entry = ccb.nvme_entry();
-        if entry.is_the_controllers() {
+        entry.check_form()?;
+        if entry.is_privileged() {
             Request::check_privilege(thread)?;
         }
         // Another kind of device answers that it knows no such command.
         let Some(namespace) = &self.namespace else {
-            return entry.check_form();
+            return Ok(None);
         };
+        let (relies, changes) = (entry.moves_blocks(), entry.changes_format());
+        // First, so that what is found out holds while the command is outstanding.
+        let format_use = (relies || changes)
+            .then(|| FormatUse::begin(namespace, changes))
+            .transpose()?;
+        let mut format = namespace.format();
+        if format.is_none() && relies {
+            format = self.ask_format(periph, namespace);
+        }
         let len = operation.transfers[0].map_or(0, |transfer| transfer.len);
-        let check = |format| entry.check(len, namespace.id, format);
-        // Formatted anew since it was asked last?
-        check(namespace.format()).or_else(|_| check(namespace.ask(periph)))
+        entry.check(len, namespace.id, format)?;
+        Ok(format_use)
+    }
+
+    /// Asks how the namespace is formatted: CAM, or after a command of this driver's
+    /// that may have changed it the controller, which CAM does not ask again. Sleeps.
+    fn ask_format(&self, periph: &Periph, namespace: &Namespace) -> Option<nvme::Format> {
+        let mut own = OwnCcb::alloc();
+        let mut page = KVec::zeroed(nvme::PAGE / size_of::<u64>());
+        let ccb = own.ccb_mut();
+        let has_changed = namespace.format.load(Ordering::Relaxed) == Namespace::CHANGED;
+        if has_changed {
+            ccb.build_identify(namespace.id as u32, &mut page);
+        } else {
+            ccb.build_nvme_advinfo(&mut page);
+        }
+        let mut held = periph.lock();
+        if self.state.get(&mut held).gone {
+            // The page is freed with no lock held.
+            drop::<Held>(held);
+            return None;
+        }
+        ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, &mut held);
+        if has_changed {
+            ccb::run(ccb, &self.devstat, &mut held);
+        } else {
+            held.action(ccb);
+        }
+        drop::<Held>(held);
+        if !ccb.is_good() {
+            return None;
+        }
+        let format = nvme::Format::parse(page.bytes().first_chunk()?)?;
+        namespace.learn(format);
+        Some(format)
     }
 
     /// Attaches to a device, or lets it go again. The lock is dropped and taken
@@ -212,11 +304,14 @@ impl Unit {
             maxio => maxio,
         };
         let number = periph.unit_number();
-        let (devstat, room, sysctls, question) = held.unlocked(|| {
+        let (devstat, room, sysctls, question, kept, namespace) = held.unlocked(|| {
             let room = Shared::new(Room::new());
             let sysctls = Self::sysctls(number, room.clone());
             let devstat = DevStat::new(DRIVER.name(), number, inq.devstat_type);
-            (devstat, room, sysctls, KBox::new(Ccb::zeroed()))
+            let kept = Shared::new(AtomicU32::new(0));
+            let question = KBox::new(Ccb::zeroed());
+            let namespace = inq.nvme.then(|| Shared::new(Namespace::new(inq.lun)));
+            (devstat, room, sysctls, question, kept, namespace)
         });
         let state = State {
             queued: Fifo::new(),
@@ -233,7 +328,8 @@ impl Unit {
             maxio,
             unmapped: inq.unmapped,
             forgets_aborts: inq.forgets_aborts,
-            namespace: inq.nvme.then(|| Namespace::new(inq.lun)),
+            kept,
+            namespace,
             devstat,
             room,
             _sysctls: sysctls,
@@ -367,6 +463,7 @@ impl Unit {
         if state.gone {
             return Err(ENXIO);
         }
+        let state = self.state.get(held);
         state.last_open += 1;
         queue.number.store(state.last_open, Ordering::Relaxed);
         state.opens.insert(queue);
@@ -487,9 +584,9 @@ impl Unit {
     fn done(&self, held: &mut Held<'_>, mut request: ZoneBox<Request>) {
         let is_device = request.route() == Route::Device;
         let is_closed = request.open().queue.is_closed();
-        let aborted = request.known().aborted(held);
+        let (is_aborted, is_replaced) = request.known().aborted(held);
         let ccb = request.ccb_mut();
-        let may_recover = aborted == Aborted::No && is_device && !is_closed;
+        let may_recover = !is_aborted && is_device && !is_closed;
         if may_recover
             && !ccb.is_good()
             && let Recovery::Resent = ccb.recover(held)
@@ -499,12 +596,12 @@ impl Unit {
         }
         // What was cancelled, or nobody waits for, is not sent again.
         ccb.release_frozen(held);
-        if aborted == Aborted::Replaced {
+        if is_replaced {
             ccb.set_status(sys::CAM_REQ_ABORTED);
             let len = request.data_len();
             request.ccb_mut().set_not_moved(len);
         }
-        request.let_pages_go();
+        request.end_use();
         request.known().sent.clear(held);
         if let Some(started) = &request.started {
             let ccb = request.ccb();

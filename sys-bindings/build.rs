@@ -29,7 +29,7 @@ const FUNCTIONS: &[&str] = &[
     "copyout",
     "vm_fault_quick_hold_pages",
     "vm_page_unhold_pages",
-    "vm_page_(trysbusy|sunbusy|is_valid|dirty_KBI)",
+    "vm_page_(tryxbusy|xunbusy_hard|is_valid|dirty_KBI)",
     "make_dev_(s|physpath_alias)",
     "devstat_(new_entry|remove_entry|start_transaction|end_transaction)",
     "binuptime",

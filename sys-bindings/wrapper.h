@@ -84,6 +84,7 @@ static const unsigned int QPC_SYS_EXIT = SYS__exit;
 static const unsigned long long QPC_SBT_1S = SBT_1S;
 static const unsigned long long QPC_SBT_1MS = SBT_1MS;
 static const unsigned long QPC_VM_PAGE_SIZE = sizeof(struct vm_page);
+static const unsigned long QPC_VM_PAGE_OBJECT = __offsetof(struct vm_page, object);
 static const unsigned long QPC_VM_PAGE_DIRTY = __offsetof(struct vm_page, dirty);
 static const unsigned int QPC_CAM_XPT_PATH_ID = CAM_XPT_PATH_ID;
 static const unsigned int QPC_CAM_TARGET_WILDCARD = CAM_TARGET_WILDCARD;

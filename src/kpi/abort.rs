@@ -9,6 +9,7 @@ use super::{
     alloc::KBox,
     ccb::{Ccb, DoneFn, OwnCcb},
     periph::{Held, PeriphRef},
+    shared::Shared,
     task::Repeated,
 };
 use core::{
@@ -201,36 +202,23 @@ impl Drop for AbortCcb {
 /// Abort CCBs that SIMs have not answered, each with the periph whose path it
 /// names. A stack; it needs no lock and no set-up.
 static KEPT: AtomicPtr<Keep> = AtomicPtr::new(core::ptr::null_mut());
-/// How many there are.
-static COUNT: AtomicU32 = AtomicU32::new(0);
 
 struct Keep {
     ccb: AbortCcb,
     periph: PeriphRef,
+    /// How many of its device are kept.
+    count: Shared<AtomicU32>,
     next: *mut Keep,
 }
 
-/// The most abort CCBs that all SIMs together may owe an answer for: past it none
-/// is sent, so that who cancels in a loop cannot have the kernel's memory.
-const MOST_KEPT: u32 = 256;
-
-/// Whether no more can be kept.
-pub fn is_kept_full() -> bool {
-    COUNT.load(Ordering::Relaxed) >= MOST_KEPT
-}
-
-/// How many abort CCBs SIMs have not answered.
-pub fn kept() -> u32 {
-    COUNT.load(Ordering::Relaxed)
-}
-
 /// Keeps an unanswered CCB, and the periph, until it is answered, of which nobody
-/// tells: it is looked at from time to time. Sleeps.
-pub fn keep(ccb: AbortCcb, periph: PeriphRef) {
-    COUNT.fetch_add(1, Ordering::Relaxed);
+/// tells: it is looked at from time to time. It counts in `count` meanwhile. Sleeps.
+pub fn keep(ccb: AbortCcb, periph: PeriphRef, count: Shared<AtomicU32>) {
+    count.fetch_add(1, Ordering::Relaxed);
     let keep = KBox::new(Keep {
         ccb,
         periph,
+        count,
         next: core::ptr::null_mut(),
     });
     push(keep.into_raw().cast());
@@ -248,7 +236,7 @@ fn look_later() {
 
 fn look_again() {
     sweep();
-    if kept() != 0 {
+    if !KEPT.load(Ordering::Relaxed).is_null() {
         look_later();
     }
 }
@@ -272,7 +260,7 @@ fn push(keep: *mut Keep) {
 
 /// Frees what has been answered since. Sleeps.
 pub fn sweep() {
-    if kept() == 0 {
+    if KEPT.load(Ordering::Relaxed).is_null() {
         return;
     }
     let mut own = OwnCcb::alloc();
@@ -286,11 +274,14 @@ pub fn sweep() {
             continue;
         }
         let Keep {
-            mut ccb, periph, ..
+            mut ccb,
+            periph,
+            count,
+            ..
         } = keep.into_inner();
         periph.lock().sim_barrier(own.ccb_mut());
         ccb.take_back();
-        COUNT.fetch_sub(1, Ordering::Relaxed);
+        count.fetch_sub(1, Ordering::Relaxed);
         drop(ccb);
         drop(periph);
     }

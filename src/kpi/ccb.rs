@@ -199,7 +199,7 @@ impl Ccb {
     /// Nothing of a transfer of `len` bytes was moved.
     pub fn set_not_moved(&mut self, len: u32) {
         match self.hdr().func_code {
-            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => self.csio_mut().resid = len,
+            sys::XPT_SCSI_IO => self.csio_mut().resid = len,
             sys::XPT_ATA_IO => self.0.ataio.resid = len,
             _ => {}
         }
@@ -254,7 +254,7 @@ impl Ccb {
         // it is.
         unsafe {
             match self.hdr().func_code {
-                sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                sys::XPT_SCSI_IO => {
                     let io = &mut self.0.csio;
                     (io.next_ccb, io.req_map, io.data_ptr) = (null.cast(), null, null);
                     io.dxfer_len = len(0);
@@ -303,6 +303,38 @@ impl Ccb {
         }
     }
 
+    /// Makes an Identify command of it, for a namespace's data, that goes to `page`,
+    /// which must live until the CCB is done (NVM Express Base Specification 2.0, CNS
+    /// 00h).
+    pub fn build_identify(&mut self, namespace: u32, page: &mut KVec<u64>) {
+        const IDENTIFY: u8 = 0x06;
+        const TIMEOUT_MS: u32 = 10_000;
+        *self = Ccb::zeroed();
+        let hdr = self.hdr_mut();
+        hdr.func_code = sys::XPT_NVME_ADMIN;
+        hdr.flags = sys::CAM_DIR_IN | sys::CAM_DEV_QFRZDIS;
+        hdr.timeout = TIMEOUT_MS;
+        // SAFETY: plain data, whichever member was written.
+        let io = unsafe { &mut self.0.nvmeio };
+        io.cmd.opc = IDENTIFY;
+        io.cmd.nsid = namespace.to_le();
+        io.data_ptr = page.as_ptr().cast();
+        io.dxfer_len = page.bytes().len() as u32;
+    }
+
+    /// Makes an XPT_DEV_ADVINFO of it, for the Identify data of an NVMe namespace as CAM
+    /// has it, that goes to `page`, which must live until the CCB is done.
+    pub fn build_nvme_advinfo(&mut self, page: &mut KVec<u64>) {
+        *self = Ccb::zeroed();
+        let hdr = self.hdr_mut();
+        (hdr.func_code, hdr.flags) = (sys::XPT_DEV_ADVINFO, sys::CAM_DIR_IN);
+        // SAFETY: plain data, whichever member was written.
+        let io = unsafe { &mut self.0.cdai };
+        (io.flags, io.buftype) = (sys::CDAI_FLAG_NONE, sys::CDAI_TYPE_NVME_NS);
+        io.bufsiz = page.bytes().len() as _;
+        io.buf = page.as_ptr().cast();
+    }
+
     /// Leaves of a user's header what the user has a say in: the opcode, the
     /// timeout and the retries. The rest is CAM's and the SIM's, who find it as in
     /// a CCB that CAM has allocated.
@@ -333,11 +365,11 @@ impl Ccb {
         let hdr = self.hdr();
         let (mut lens, mut segments) = ([0; 2], 0);
         let (mut stores, mut block_size) = (false, 0);
-        let (mut openings, mut tag_action) = (None, 0);
+        let (mut openings, mut tag_action, mut buftype) = (None, 0, 0);
         // SAFETY: plain data, whichever member was written.
         unsafe {
             match hdr.func_code {
-                sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                sys::XPT_SCSI_IO => {
                     lens[0] = u64::from(self.0.csio.dxfer_len);
                     segments = self.0.csio.sglist_cnt;
                     tag_action = self.0.csio.tag_action;
@@ -355,6 +387,7 @@ impl Ccb {
                 sys::XPT_DEV_ADVINFO => {
                     lens[0] = self.0.cdai.bufsiz as u64;
                     stores = self.0.cdai.flags & sys::CDAI_FLAG_STORE != 0;
+                    buftype = self.0.cdai.buftype;
                 }
                 sys::XPT_CALC_GEOMETRY => block_size = self.0.ccg.block_size,
                 sys::XPT_REL_SIMQ => {
@@ -370,6 +403,7 @@ impl Ccb {
             lens,
             segments,
             stores,
+            buftype,
             block_size,
             openings,
             tag_action,
@@ -379,7 +413,7 @@ impl Ccb {
     /// devstat(9)'s kind of tag of a command.
     pub fn tag_type(&self) -> u32 {
         match self.hdr().func_code {
-            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => u32::from(self.csio().tag_action) & 3,
+            sys::XPT_SCSI_IO => u32::from(self.csio().tag_action) & 3,
             sys::XPT_ATA_IO => sys::DEVSTAT_TAG_SIMPLE,
             _ => sys::DEVSTAT_TAG_NONE,
         }
@@ -395,7 +429,7 @@ impl Ccb {
             bytes[..len].copy_from_slice(unsafe { core::slice::from_raw_parts(from, len) });
         };
         match self.hdr().func_code {
-            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+            sys::XPT_SCSI_IO => {
                 let csio = self.csio();
                 let len = csio.cdb_len;
                 // SAFETY: plain data, 16 bytes of it; what is behind the CDB is not
@@ -446,7 +480,7 @@ impl Ccb {
         // SAFETY: plain data.
         unsafe {
             match self.hdr().func_code {
-                sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => self.0.csio.resid,
+                sys::XPT_SCSI_IO => self.0.csio.resid,
                 sys::XPT_ATA_IO => self.0.ataio.resid,
                 // The others have no residual.
                 _ => 0,
@@ -641,7 +675,7 @@ fn each_input(func_code: sys::xpt_opcode, mut each: impl FnMut(usize, usize, usi
     }
     use core::mem::offset_of;
     match func_code {
-        sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => inputs!(ccb_scsiio:
+        sys::XPT_SCSI_IO => inputs!(ccb_scsiio:
             next_ccb .. offset_of!(sys::ccb_scsiio, sense_data),
             sglist_cnt .. offset_of!(sys::ccb_scsiio, scsi_status),
             cdb_io .. offset_of!(sys::ccb_scsiio, tag_action)),

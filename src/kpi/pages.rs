@@ -5,6 +5,7 @@
 use super::{
     alloc::KVec,
     cdev::Thread,
+    driver::pause_ms,
     errno::{EFAULT, Result},
     user::UserPtr,
 };
@@ -21,8 +22,8 @@ pub enum Access {
     Write,
 }
 
-/// Pages that are held, as one run of data. Dropping it lets them go, as
-/// [`let_go`](HeldPages::let_go) does, where the device has not had them.
+/// Pages that are held, as one run of data. Dropping it lets go what
+/// [`let_go`](HeldPages::let_go) has not; it may sleep then.
 ///
 /// # Invariants
 /// `memory` has a bio in its first `BIO` words and a page's address in each
@@ -32,6 +33,8 @@ pub struct HeldPages {
     memory: KVec<u64>,
     held: usize,
     access: Access,
+    /// The device has written to those that are held still.
+    is_written: bool,
 }
 
 /// Words of a struct bio.
@@ -67,6 +70,7 @@ impl HeldPages {
             memory: KVec::zeroed(BIO + pages),
             held: 0,
             access,
+            is_written: false,
         };
         let protection = match access {
             Access::Read => sys::QPC_VM_PROT_READ,
@@ -147,27 +151,46 @@ impl HeldPages {
     /// The device is through with them: lets them go. Those that it may have
     /// written are marked as changed; when they were held they were, but the page
     /// may have been written to its file or to swap since, before the device wrote.
+    /// One that is being written there in this moment would be marked as clean after
+    /// it: it is kept until this is dropped.
     ///
     /// Does not sleep; the device lock may be held. Page locks are taken after it.
     pub fn let_go(&mut self) {
+        let mut kept = 0;
         if self.access == Access::Write {
-            let (list, n) = (self.list(), self.held as c_int);
-            // SAFETY: so many are held.
-            unsafe {
-                let mut i = qpass_clean_page(list, 0, n);
-                while i < n {
-                    dirty(*list.add(i as usize));
-                    i = qpass_clean_page(list, i + 1, n);
-                }
-            }
+            self.is_written = true;
+            kept = self.dirty();
         }
-        self.release();
+        self.release(kept);
     }
 
-    fn release(&mut self) {
-        // SAFETY: so many are held, once each, and none after this.
-        unsafe { sys::vm_page_unhold_pages(self.list(), self.held as c_int) };
-        self.held = 0;
+    /// Marks those as changed that can be now. The others, how many there are, come
+    /// first.
+    fn dirty(&mut self) -> usize {
+        let (list, n) = (self.list(), self.held as c_int);
+        let mut kept = 0;
+        // SAFETY: so many are held.
+        unsafe {
+            let mut i = qpass_clean_page(list, 0, n);
+            while i < n {
+                let page = list.add(i as usize);
+                if !dirty(*page) {
+                    core::ptr::swap(list.add(kept), page);
+                    kept += 1;
+                }
+                i = qpass_clean_page(list, i + 1, n);
+            }
+        }
+        kept
+    }
+
+    /// Lets all go but the first `kept`.
+    fn release(&mut self, kept: usize) {
+        // SAFETY: so many are held, once each, and none of these after this.
+        unsafe {
+            sys::vm_page_unhold_pages(self.list().add(kept), (self.held - kept) as c_int);
+        }
+        self.held = kept;
     }
 }
 
@@ -176,32 +199,44 @@ unsafe extern "C" {
     fn qpass_clean_page(pages: *mut sys::vm_page_t, i: c_int, n: c_int) -> c_int;
 }
 
-/// Tries to keep a page from being changed under us, before it is taken as it is.
-const TRIES: u32 = 100;
-
-/// vm_page_dirty(9), for a page that is still somebody's and whole: one that its
-/// file was cut short of, or whose process has ended, has nothing to be kept.
+/// vm_page_dirty(9), where nobody else is at the page; `false` where somebody is.
 ///
 /// # Safety
 /// The page is held.
-unsafe fn dirty(page: sys::vm_page_t) {
-    // SAFETY: the caller's promise. While it is busy, the page is not taken from
-    // its object or made invalid.
+unsafe fn dirty(page: sys::vm_page_t) -> bool {
+    // SAFETY: the caller's promise. While it is exclusively busy, it is not taken
+    // from its object, made invalid, or written to its file or to swap.
     unsafe {
-        let is_busy = (0..TRIES).any(|_| sys::vm_page_trysbusy(page) != 0);
+        if sys::vm_page_tryxbusy(page) == 0 {
+            return false;
+        }
         if sys::vm_page_is_valid(page, 0, sys::PAGE_SIZE as c_int) != 0 {
             sys::vm_page_dirty_KBI(page);
         }
-        if is_busy {
-            sys::vm_page_sunbusy(page);
-        }
+        sys::vm_page_xunbusy_hard(page);
     }
+    true
 }
+
+/// Milliseconds that the end of a request waits for who is at a page.
+const PATIENCE_MS: u32 = 1000;
 
 impl Drop for HeldPages {
     fn drop(&mut self) {
-        if self.held != 0 {
-            self.release();
+        if self.held == 0 {
+            return;
         }
+        for _ in 0..PATIENCE_MS {
+            if !self.is_written {
+                break;
+            }
+            let kept = self.dirty();
+            self.release(kept);
+            if kept == 0 {
+                return;
+            }
+            pause_ms(1);
+        }
+        self.release(0);
     }
 }

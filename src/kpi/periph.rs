@@ -9,7 +9,6 @@ use super::{
     mutex::{mtx_lock, mtx_unlock},
     shared::Shared,
 };
-use crate::nvme;
 use core::{
     any::TypeId,
     cell::UnsafeCell,
@@ -376,28 +375,6 @@ impl Held<'_> {
         ccb.hdr_mut().func_code = sys::XPT_PATH_INQ;
         ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, self);
         self.action(ccb);
-    }
-
-    /// XPT_DEV_ADVINFO of the namespace's Identify data, as nvme(4) read it last,
-    /// with a CCB kept for that. `false`: the device has none.
-    pub fn nvme_identify(&mut self, ccb: &mut Ccb, to: &mut [u8; nvme::IDENTIFY]) -> bool {
-        ccb.hdr_mut().func_code = sys::XPT_DEV_ADVINFO;
-        ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, self);
-        // SAFETY: plain data; the buffer is as long as is said, and CAM fills it
-        // before it returns.
-        let (status, given) = unsafe {
-            let cdai = &raw mut (*ccb.as_ptr()).cdai;
-            (*cdai).ccb_h.flags = sys::CAM_DIR_IN;
-            (*cdai).flags = sys::CDAI_FLAG_NONE;
-            (*cdai).buftype = sys::CDAI_TYPE_NVME_NS;
-            (*cdai).bufsiz = to.len() as _;
-            (*cdai).provsiz = 0;
-            (*cdai).buf = to.as_mut_ptr();
-            sys::xpt_action(ccb.as_ptr());
-            (*cdai).buf = core::ptr::null_mut();
-            ((*cdai).ccb_h.status, (*cdai).provsiz)
-        };
-        status & sys::CAM_STATUS_MASK == sys::CAM_REQ_CMP && given as usize >= to.len()
     }
 
     /// The path inquiry: the SIM's `maxio` and capabilities.

@@ -168,6 +168,8 @@ impl Repeated {
         if self.is_set_up.load(Ordering::SeqCst) {
             // SAFETY: static, and set up.
             unsafe { sys::taskqueue_drain_timeout(sys::taskqueue_thread, self.task.get()) };
+            // A timer that was pending is gone with it.
+            self.is_asked.store(false, Ordering::SeqCst);
         }
     }
 }

@@ -26,7 +26,7 @@ pub fn functions() -> Vec<Export> {
         lock::{ __mtx_lock_flags, __mtx_unlock_flags, _mtx_init, _mtx_destroy, _sleep, wakeup, pause_sbt, sig_intr }
         memory::{ malloc, free, malloc_init, malloc_uninit, uma_zcreate, uma_zdestroy, uma_zalloc_arg, uma_zfree_arg }
         user::{ copyin, copyout }
-        vm::{ vm_fault_quick_hold_pages, vm_page_unhold_pages, vm_page_dirty_KBI, vm_page_trysbusy, vm_page_sunbusy, vm_page_is_valid }
+        vm::{ vm_fault_quick_hold_pages, vm_page_unhold_pages, vm_page_dirty_KBI, vm_page_tryxbusy, vm_page_xunbusy_hard, vm_page_is_valid }
         task::{ taskqueue_enqueue, taskqueue_drain, taskqueue_drain_all, _timeout_task_init, taskqueue_enqueue_timeout_sbt, taskqueue_drain_timeout }
         thread::{ eventratecheck, securelevel_gt, priv_check }
         devstat::{ devstat_new_entry, devstat_remove_entry, devstat_start_transaction, devstat_end_transaction, binuptime, getbinuptime }

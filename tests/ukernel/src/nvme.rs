@@ -23,6 +23,7 @@ pub(crate) mod opcode {
     pub const CREATE_CQ: u8 = 0x05;
     pub const IDENTIFY: u8 = 0x06;
     pub const SET_FEATURES: u8 = 0x09;
+    pub const FORMAT_NVM: u8 = 0x80;
     pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
 }
 
@@ -97,7 +98,7 @@ fn length(is_admin: bool, command: &[u8; 64]) -> Result<usize, u16> {
             let dwords = dword(command, 10) >> 16 | dword(command, 11) << 16;
             Ok((dwords as usize).saturating_add(1) * 4)
         }
-        (true, opcode::SET_FEATURES) => Ok(0),
+        (true, opcode::SET_FEATURES | opcode::FORMAT_NVM) => Ok(0),
         (true, opcode::CREATE_SQ | opcode::CREATE_CQ | opcode::DOORBELL_BUFFER_CONFIG)
             if allowed() =>
         {
@@ -223,7 +224,10 @@ pub(crate) fn execute(io: &Io, map: Option<&Map>, blocks: &mut [u8]) -> Result<(
         |at: usize, part: usize| unsafe { core::slice::from_raw_parts_mut(at as *mut u8, part) };
     if is_admin {
         let mut page = vec![0; len];
-        if io.command[0] == opcode::IDENTIFY {
+        // CNS 00h is a namespace's data, 01h the controller's.
+        if io.command[0] == opcode::IDENTIFY && dword(&io.command, 10) & 0xff == 0 {
+            page = namespace(blocks.len() / BLOCK);
+        } else if io.command[0] == opcode::IDENTIFY {
             page[24..38].copy_from_slice(b"QPASS RAM DISK");
         }
         let mut from = &page[..];

@@ -7,7 +7,7 @@ use std::{
     ffi::c_int,
     sync::{
         LazyLock, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -26,6 +26,8 @@ struct Page {
 
 impl Page {
     fn set_dirty(&mut self, dirty: bool) {
+        // It is of some object.
+        self.raw[sys::QPC_VM_PAGE_OBJECT as usize] = 1;
         self.raw[sys::QPC_VM_PAGE_DIRTY as usize] = if dirty { u8::MAX } else { 0 };
     }
 }
@@ -179,28 +181,47 @@ pub(crate) unsafe extern "C" fn vm_page_dirty_KBI(page: sys::vm_page_t) {
     pages.dirty.insert(address);
 }
 
-/// vm_page_trysbusy(): nobody but the module makes a page busy here. A page that
-/// is busy must be let go again before it is unheld.
-pub(crate) unsafe extern "C" fn vm_page_trysbusy(page: sys::vm_page_t) -> c_int {
+/// vm_page_tryxbusy(): a page that somebody is at, the module or who writes it to
+/// its file, cannot be had.
+pub(crate) unsafe extern "C" fn vm_page_tryxbusy(page: sys::vm_page_t) -> c_int {
     let mut pages = PAGES.lock().unwrap();
+    let cleaning = CLEANING.load(Ordering::SeqCst);
     let Some(page) = pages.held.get_mut(&(page as usize)) else {
         drop(pages);
-        broken("vm_page_trysbusy of a page that is not held");
+        broken("vm_page_tryxbusy of a page that is not held");
     };
-    page.busy += 1;
+    if page.busy != 0 || cleaning == page.address {
+        return 0;
+    }
+    page.busy = 1;
     1
 }
 
-/// vm_page_sunbusy().
-pub(crate) unsafe extern "C" fn vm_page_sunbusy(page: sys::vm_page_t) {
+/// vm_page_xunbusy().
+pub(crate) unsafe extern "C" fn vm_page_xunbusy_hard(page: sys::vm_page_t) {
     let mut pages = PAGES.lock().unwrap();
     match pages.held.get_mut(&(page as usize)) {
-        Some(page) if page.busy != 0 => page.busy -= 1,
+        Some(page) if page.busy != 0 => page.busy = 0,
         _ => {
             drop(pages);
-            broken("vm_page_sunbusy of a page that is not busy");
+            broken("vm_page_xunbusy of a page that is not busy");
         }
     }
+}
+
+/// The page that is being written to its file, 0 for none.
+static CLEANING: AtomicUsize = AtomicUsize::new(0);
+
+/// vm_pageout_flush(): the page is shared busy while it is written, and marked as
+/// clean when it was, by vnode_pager_undirty_pages().
+pub fn begin_cleaning(at: usize) {
+    CLEANING.store(at / PAGE * PAGE, Ordering::SeqCst);
+}
+
+/// Its end.
+pub fn end_cleaning() {
+    let at = CLEANING.swap(0, Ordering::SeqCst);
+    msync(at, 1);
 }
 
 /// vm_page_is_valid(): a process's page is, until its file is cut short.

@@ -7,7 +7,6 @@ tests! {
     abort_reaches_what_the_sim_has;
     abort_reaches_what_cam_has_queued;
     abort_of_what_is_done_unknown_or_anothers_is_unable;
-    abort_of_a_notify_ccb;
     aborts_race_with_completions;
 }
 
@@ -155,20 +154,6 @@ fn abort_of_what_is_done_unknown_or_anothers_is_unable() {
     assert_eq!(reap(&mut machine, fd, &mut command), sys::CAM_REQ_CMP);
     machine.close(fd);
     machine.close(other);
-    machine.unload(module);
-}
-
-fn abort_of_a_notify_ccb() {
-    let (mut machine, module) = boot(Config::default());
-    let fd = machine.open(NODE, RDWR).expect("open");
-    let mut command = Command::new(&mut machine, 0);
-    command.immediate(sys::XPT_IMMEDIATE_NOTIFY);
-    command.queue(&mut machine, fd).expect("queue");
-    assert_eq!(machine.poll(fd, POLLIN, 20), Ok(0), "it waits");
-    assert_eq!(sysctl::value("0.outstanding"), Some(1));
-    assert_eq!(abort(&mut machine, fd, &command, true), sys::CAM_REQ_CMP);
-    assert_eq!(reap(&mut machine, fd, &mut command), sys::CAM_REQ_ABORTED);
-    machine.close(fd);
     machine.unload(module);
 }
 

@@ -10,6 +10,7 @@ use ukernel::{model::Model, vm};
 tests! {
     pages_are_let_go_when_the_device_is_through;
     pages_that_the_device_wrote_are_dirty_afterwards;
+    a_page_that_is_being_cleaned_meanwhile_is_dirty_afterwards;
     pages_that_the_device_read_stay_clean;
 }
 
@@ -52,6 +53,24 @@ fn pages_that_the_device_wrote_are_dirty_afterwards() {
     machine.disk().unstick();
     assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
     command.get(&mut machine, fd).expect("get");
+    let clean = (0..16).filter(|i| !vm::is_dirty(at + i * 4096)).count();
+    assert_eq!(clean, 0, "pages that the file never sees again");
+    end(machine, module, fd);
+}
+
+/// M10: the syncer writes a page to its file in the moment in which the device is
+/// through with it, and marks it as clean after that.
+fn a_page_that_is_being_cleaned_meanwhile_is_dirty_afterwards() {
+    let (mut machine, module, fd, command) = stuck_with(false);
+    let at = command.data.address();
+    vm::msync(at, 64 << 10);
+    vm::begin_cleaning(at + 3 * 4096);
+    machine.disk().unstick();
+    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+    wait_until("the others are let go", || vm::holds() == 1);
+    vm::end_cleaning();
+    command.get(&mut machine, fd).expect("get");
+    assert_eq!(vm::holds(), 0);
     let clean = (0..16).filter(|i| !vm::is_dirty(at + i * 4096)).count();
     assert_eq!(clean, 0, "pages that the file never sees again");
     end(machine, module, fd);

@@ -14,6 +14,7 @@ tests! {
     an_nvme_command_names_its_data_by_prps;
     an_nvme_admin_command_names_no_physical_memory;
     an_nvme_command_has_no_physical_data;
+    blocks_and_a_change_of_their_format_exclude_each_other;
 }
 
 const EINVAL: i32 = sys::EINVAL as i32;
@@ -192,5 +193,50 @@ fn an_nvme_command_has_no_physical_data() {
         }
     }
     memory::dealloc(memory, "physical");
+    end(machine, module, fd);
+}
+
+/// A read that was checked with the old size of a block would move another number
+/// of bytes after FORMAT NVM; CAM's own record is not read again.
+fn blocks_and_a_change_of_their_format_exclude_each_other() {
+    const EBUSY: i32 = sys::EBUSY as i32;
+    let (mut machine, module, fd) = boot_open(Config::of(Model::NVME));
+    let mut read = Command::new(&mut machine, 4096);
+    let mut format = Command::new(&mut machine, 0);
+    let at = read.data.address();
+    build(&mut read, Protocol::Nvme, false, at, 4096);
+    nvme(&mut format, true, 0x80, sys::CAM_DIR_NONE);
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    read.queue(&mut machine, fd).expect("queue");
+    assert_eq!(format.queue(&mut machine, fd), Err(EBUSY));
+    assert_eq!(format.send(&mut machine, fd), Err(EBUSY));
+    machine.disk().unstick();
+    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+    read.get(&mut machine, fd).expect("get");
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    format.queue(&mut machine, fd).expect("queue");
+    // What moves no blocks goes on.
+    let mut other = Command::new(&mut machine, 4096);
+    nvme(&mut other, true, 0x06, sys::CAM_DIR_IN);
+    let to = other.data.address();
+    nvme_data(&mut other, to, 4096);
+    other.queue(&mut machine, fd).expect("queue");
+    build(&mut read, Protocol::Nvme, false, at, 4096);
+    assert_eq!(read.queue(&mut machine, fd), Err(EBUSY));
+    machine.disk().unstick();
+    for _ in 0..2 {
+        assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+        format.get(&mut machine, fd).expect("get");
+    }
+    // The controller is asked once how blocks are now.
+    let commands = machine.disk().commands.load(Ordering::SeqCst);
+    for asked in [1, 0] {
+        let before = machine.disk().commands.load(Ordering::SeqCst);
+        build(&mut read, Protocol::Nvme, false, at, 4096);
+        queue_and_get(&mut machine, fd, &read);
+        let after = machine.disk().commands.load(Ordering::SeqCst);
+        assert_eq!(after - before, 1 + asked);
+    }
+    assert_eq!(machine.disk().commands.load(Ordering::SeqCst) - commands, 3);
     end(machine, module, fd);
 }

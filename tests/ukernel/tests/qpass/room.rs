@@ -531,7 +531,7 @@ fn two_devices() -> (Machine, Module, std::sync::Arc<cam::Device>) {
 }
 
 /// Bytes that one read of a block has of the total: a chunk, and the request.
-const READ: u64 = 4096 + 1880;
+const READ: u64 = 4096 + 1896;
 
 fn the_total_bounds_all_devices_and_stops_none() {
     let (mut machine, module, second) = two_devices();
