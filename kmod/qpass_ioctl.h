@@ -8,7 +8,8 @@
  * fields, and the bits of flags that have no name, are zero on the way in, or the
  * call fails with EINVAL; they are zero on the way out.  Addresses are uint64_t.
  *
- * Every call fails with ENXIO when the device has gone.
+ * Every call fails with ENXIO when the device has gone, and with ENOTTY once devfs(5)
+ * has let its node go too, which the next look into /dev does.
  */
 #ifndef _QPASS_IOCTL_H_
 #define	_QPASS_IOCTL_H_
@@ -70,11 +71,16 @@ struct qpass_limit {
  * QPIOC_CANCEL: takes requests of this open back, or, with QPASS_CANCEL_DEVICE,
  * for who has the privilege PRIV_DRIVER, of any open of the device, named as
  * QPIOC_LIST names them.  Each is reaped once all the same, by the open that it
- * is of, with CAM_REQ_ABORTED or with the outcome that it had before.
+ * is of, with CAM_REQ_ABORTED or with the outcome that it had before, and none is
+ * sent again.
  *
- * ENOENT: what was named is not outstanding.  EPERM: QPASS_CANCEL_DEVICE without
- * the privilege.  EINVAL: a CCB with that flag, an open or a number without it,
- * or a number without its open.
+ * It waits for SIMs for five seconds at most, in all.  What a SIM cannot abort, has
+ * not answered by then, or was not asked for, is counted as unable.
+ *
+ * ENOENT: what was named is not outstanding.  EINTR: a signal came; some may be
+ * aborted that are not counted.  EPERM: QPASS_CANCEL_DEVICE without the
+ * privilege.  EINVAL: a CCB with that flag, an open or a number without it, or a
+ * number without its open.
  */
 struct qpass_cancel {
 	uint64_t	ccb;		/* in: its CCB's address; 0 for all */
@@ -82,7 +88,7 @@ struct qpass_cancel {
 	/* How many requests ... */
 	uint32_t	dequeued;	/* were not sent yet, and are done now */
 	uint32_t	aborted;	/* were sent; CAM aborts them */
-	uint32_t	unable;		/* were sent; CAM cannot abort them */
+	uint32_t	unable;		/* were sent, and are not aborted, or not yet */
 	uint32_t	done;		/* were done already */
 	uint32_t	reserved0;
 	/* With QPASS_CANCEL_DEVICE, else 0. */
@@ -196,7 +202,8 @@ struct qpass_outstanding {
 /*
  * QPIOC_LIST: the requests outstanding, of one moment, by age: of this open, or,
  * for who has the privilege PRIV_DRIVER, of the device.  With QPASS_LIST_MORE
- * set, the same call with the cursor that came out goes on behind the last entry.
+ * set, the same call with the cursor that came out goes on behind the last entry;
+ * the flag is ignored on the way in.
  *
  * EPERM: QPASS_LIST_DEVICE without the privilege.  EFAULT: entries.
  */

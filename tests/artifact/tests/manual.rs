@@ -1,4 +1,5 @@
-//! The manual pages: they are clean mdoc(7), and they name what there is.
+//! The manual pages: they are clean mdoc(7), and they name what there is. So does
+//! the page that says what is promised.
 
 use std::{fs, path::Path, process::Command};
 
@@ -193,8 +194,46 @@ fn every_errno_of_the_driver_is_explained() {
     let from = errnos.find("errnos! {").expect("the list") + "errnos! {".len();
     let list = &errnos[from..from + errnos[from..].find('}').expect("its end")];
     // These do not leave the driver but at load and unload.
-    let inside = ["EBUSY", "EIO", "ENOMEM", "EOPNOTSUPP"];
+    let inside = ["EBUSY", "EIO", "EOPNOTSUPP"];
     for errno in list.split_whitespace().filter(|e| !inside.contains(e)) {
         assert!(page.contains(&format!("Er {errno}")), "{errno}");
+    }
+}
+
+/// The tests that docs/correctness.md names, and the entries of the set `faults`.
+#[test]
+fn every_test_that_a_promise_names_is_there() {
+    let page = read("docs/correctness.md");
+    let has = |file: &str, name: &str| read(file).contains(&format!("fn {name}("));
+    let mut tests = 0;
+    for name in page.split('`').skip(1).step_by(2) {
+        let is_there = match name.split_once("::") {
+            Some(("conform", name)) => has("tests/conform/src/cases.rs", name),
+            Some((file, _)) if file.starts_with(char::is_uppercase) => continue,
+            Some((file, name)) => has(&format!("tests/ukernel/tests/qpass/{file}.rs"), name),
+            None if name.starts_with("src/") || name.starts_with("tests/") => {
+                assert!(root().join(name).exists(), "{name}");
+                continue;
+            }
+            // Those of the first file have no other name.
+            None if name.matches('_').count() > 2 => has("tests/ukernel/tests/qpass/main.rs", name),
+            None => continue,
+        };
+        assert!(is_there, "{name}");
+        tests += 1;
+    }
+    assert!(tests > 100, "{tests}");
+    let faults = read("tests/guest/src/sets/faults.rs");
+    let is_entry = |word: &&str| {
+        let digits = word.trim_start_matches(['F', 'H', 'L', 'M', 'N']);
+        digits.len() + 1 == word.len() && digits.starts_with(|c: char| c.is_ascii_digit())
+    };
+    let entries: Vec<_> = page
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(is_entry)
+        .collect();
+    assert!(entries.len() > 20, "{entries:?}");
+    for entry in entries {
+        assert!(faults.contains(&format!("\"{entry}\",")), "{entry}");
     }
 }

@@ -148,7 +148,7 @@ impl Device {
     /// QPIOC_INFO.
     ///
     /// # Errors
-    /// ENOTTY: not qpass(4); ENXIO.
+    /// ENOTTY: not qpass(4); ENXIO: the device has gone.
     pub fn info(&self) -> Result<Info, Error> {
         // SAFETY: plain data.
         let zero: sys::qpass_info = unsafe { core::mem::zeroed() };
@@ -175,7 +175,8 @@ impl Device {
     /// This open's ceilings: those that are `Some` are set first.
     ///
     /// # Errors
-    /// EINVAL: above the system's; ENOTTY: not qpass(4).
+    /// EINVAL: above the system's; ENOTTY: not qpass(4); ENXIO: the device has
+    /// gone.
     pub fn limits(&self, requests: Option<u32>, bytes: Option<u64>) -> Result<Limits, Error> {
         // SAFETY: plain data.
         let mut limit: sys::qpass_limit = unsafe { core::mem::zeroed() };
@@ -192,7 +193,8 @@ impl Device {
     /// data, and the bytes that were moved, or why it failed.
     ///
     /// # Errors
-    /// The driver's: E2BIG (longer than it takes), EINVAL, EPERM, ENXIO.
+    /// The driver's: E2BIG (longer than it takes), EINVAL, EPERM, ENXIO (the device
+    /// has gone).
     #[allow(clippy::type_complexity)]
     pub fn run(&self, command: Command) -> Result<(Command, Result<usize, CommandError>), Error> {
         // SAFETY: plain data.
@@ -210,5 +212,103 @@ impl Device {
     /// 4096 commands, or none; ENOMEM; ENOTTY: that method is not the driver's.
     pub fn queue(&self, depth: usize, method: Method) -> Result<Queue, Error> {
         Queue::new(self.clone(), depth, method)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{Fd, Mount};
+    use core::{ptr::NonNull, time::Duration};
+    use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
+
+    /// A kernel with one node, which answers every call with one errno; calls of
+    /// qpass(4)'s own are unknown to the pass(4) that it may be.
+    #[derive(Default)]
+    struct Node {
+        is_pass: AtomicBool,
+        errno: AtomicI32,
+    }
+
+    impl Kernel for Node {
+        fn open(&self, _path: &str) -> Result<Fd, Errno> {
+            Ok(3)
+        }
+        fn close(&self, _fd: Fd) {}
+        unsafe fn ioctl(&self, _fd: Fd, request: u64, _arg: usize) -> Result<(), Errno> {
+            if self.is_pass.load(SeqCst) && request != sys::QPC_CAMIOCOMMAND {
+                return Err(Errno::ENOTTY);
+            }
+            match self.errno.load(SeqCst) {
+                0 => Ok(()),
+                errno => Err(Errno::new(errno)),
+            }
+        }
+        fn wait(&self, _fd: Fd, _timeout: Duration) -> Result<bool, Errno> {
+            Ok(true)
+        }
+        fn map(&self, len: usize) -> Result<NonNull<u8>, Errno> {
+            let zeroes: Box<[u64]> = vec![0; len.div_ceil(8)].into();
+            Ok(NonNull::from(Box::leak(zeroes)).cast())
+        }
+        unsafe fn unmap(&self, at: NonNull<u8>, len: usize) {
+            let words = NonNull::slice_from_raw_parts(at.cast::<u64>(), len.div_ceil(8));
+            // SAFETY: map()'s, once.
+            drop(unsafe { Box::from_raw(words.as_ptr()) });
+        }
+        fn nodes(&self) -> Result<Vec<String>, Errno> {
+            Ok(Vec::new())
+        }
+        fn sysctl(&self, _name: &str, _new: Option<u64>) -> Result<u64, Errno> {
+            Err(Errno::ENOENT)
+        }
+        fn geom(&self) -> Result<String, Errno> {
+            Err(Errno::ENOENT)
+        }
+        fn mounts(&self) -> Result<Vec<Mount>, Errno> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn errno<T>(answer: Result<T, Error>) -> Option<Errno> {
+        answer.err().map(|error| error.errno)
+    }
+
+    /// F6: devfs(5) lets the node go with the next look into /dev.
+    #[test]
+    fn enotty_from_an_open_that_has_answered_is_a_device_that_has_gone() {
+        let node = Arc::new(Node::default());
+        let kernel: Arc<dyn Kernel> = node.clone();
+        let device = Device::open(&kernel, "qpass0").expect("open");
+        for gone in [Errno::ENXIO, Errno::ENOTTY] {
+            node.errno.store(gone.get(), SeqCst);
+            assert_eq!(errno(device.info()), Some(Errno::ENXIO));
+            assert_eq!(errno(device.limits(None, None)), Some(Errno::ENXIO));
+            let sent = device.run(Command::test_unit_ready());
+            assert_eq!(errno(sent), Some(Errno::ENXIO));
+            assert_eq!(errno(device.outstanding(false)), Some(Errno::ENXIO));
+            let mut queue = device.queue(2, Method::Enter).expect("queue");
+            queue.submit(Command::test_unit_ready(), 1).expect("room");
+            let found = queue.reap(1, Duration::ZERO).expect("what was not sent");
+            assert_eq!(found[0].result, Err(crate::error::Failure::Lost));
+            assert_eq!(errno(queue.reap(1, Duration::ZERO)), Some(Errno::ENXIO));
+        }
+    }
+
+    #[test]
+    fn enotty_from_pass_is_a_call_that_it_has_not() {
+        let node = Arc::new(Node::default());
+        node.is_pass.store(true, SeqCst);
+        let kernel: Arc<dyn Kernel> = node.clone();
+        let device = Device::open(&kernel, "pass0").expect("open");
+        assert!(!device.is_qpass());
+        assert_eq!(errno(device.limits(None, None)), Some(Errno::ENOTTY));
+        assert_eq!(errno(device.run(Command::test_unit_ready())), None);
+        node.errno.store(Errno::ENOTTY.get(), SeqCst);
+        let sent = device.run(Command::test_unit_ready());
+        assert_eq!(errno(sent), Some(Errno::ENXIO));
+        assert_eq!(errno(device.limits(None, None)), Some(Errno::ENOTTY));
+        // Never anything else: another driver's.
+        assert_eq!(errno(Device::open(&kernel, "null")), Some(Errno::ENOTTY));
     }
 }

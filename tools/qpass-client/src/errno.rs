@@ -4,6 +4,12 @@ use core::fmt;
 use sys_bindings as sys;
 
 /// An error number of the FreeBSD kernel's.
+///
+/// A device that has gone is ENXIO to a call that comes soon after; once devfs(5)
+/// has let its node go, with the next look into `/dev`, every call on the open is
+/// ENOTTY, for good. This crate says ENXIO for both: from an open that has answered
+/// a call, ENOTTY means that the device has gone, and otherwise that the node is of
+/// another driver.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Errno(i32);
 

@@ -5,7 +5,10 @@ use crate::{
     error::Error,
     kernel::{Buffer, Fd, Kernel, Memory},
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 use sys_bindings as sys;
 
 pub(crate) struct Open {
@@ -17,6 +20,9 @@ pub(crate) struct Open {
     scratch: Mutex<Vec<Memory>>,
     /// There is a queue on it, or what one has left behind.
     pub has_queue: AtomicBool,
+    /// It has answered one of pass(4)'s calls, and one of qpass(4)'s own.
+    answered: AtomicBool,
+    answered_own: AtomicBool,
 }
 
 /// Where an array is that a call has.
@@ -59,7 +65,41 @@ impl Open {
             name: name.to_owned(),
             scratch: Mutex::default(),
             has_queue: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
+            answered_own: AtomicBool::new(false),
         })
+    }
+
+    /// ioctl(2) of this open.
+    ///
+    /// # Errors
+    /// The driver's. ENXIO: the device has gone; so also where the kernel says
+    /// ENOTTY to a call that this open has answered before, see
+    /// [`Errno::ENOTTY`].
+    ///
+    /// # Safety
+    /// That of [`Kernel::ioctl`].
+    pub unsafe fn ioctl(&self, request: u64, arg: usize) -> Result<(), Errno> {
+        let is_pass = matches!(
+            request,
+            sys::QPC_CAMIOCOMMAND | sys::QPC_CAMIOQUEUE | sys::QPC_CAMIOGET
+        );
+        // SAFETY: the caller's promise.
+        let answer = unsafe { self.kernel.ioctl(self.fd, request, arg) };
+        if answer != Err(Errno::ENOTTY) {
+            let answered = if is_pass {
+                &self.answered
+            } else {
+                &self.answered_own
+            };
+            answered.store(true, Relaxed);
+            return answer;
+        }
+        // pass(4) never answers the calls of qpass(4), which has all of them.
+        if self.answered_own.load(Relaxed) || is_pass && self.answered.load(Relaxed) {
+            return Err(Errno::ENXIO);
+        }
+        answer
     }
 
     pub fn error(&self, doing: &'static str, errno: Errno) -> Error {
@@ -97,7 +137,7 @@ impl Open {
         // SAFETY: plain data, in memory of its own meanwhile.
         unsafe {
             at.write(value);
-            self.kernel.ioctl(self.fd, request, at as usize)?;
+            self.ioctl(request, at as usize)?;
             Ok(at.read())
         }
     }

@@ -117,8 +117,7 @@ impl Device {
                 }
                 at.write(call);
                 self.open
-                    .kernel
-                    .ioctl(self.open.fd, sys::QPC_QPIOC_LIST, at as usize)
+                    .ioctl(sys::QPC_QPIOC_LIST, at as usize)
                     .map_err(|errno| self.open.error("QPIOC_LIST", errno))?;
                 at.read()
             };

@@ -393,8 +393,7 @@ impl Queue {
         // the CCBs name belong to it until they are reaped.
         unsafe {
             at.write(call);
-            open.kernel
-                .ioctl(open.fd, sys::QPC_QPIOC_ENTER, at as usize)?;
+            open.ioctl(sys::QPC_QPIOC_ENTER, at as usize)?;
             Ok(at.read())
         }
     }
@@ -444,7 +443,7 @@ impl Queue {
             // SAFETY: a CCB of the queue's, with a buffer that stays.
             let queued = unsafe {
                 let open = &self.device.open;
-                open.kernel.ioctl(open.fd, sys::QPC_CAMIOQUEUE, ccb)
+                open.ioctl(sys::QPC_CAMIOQUEUE, ccb)
             };
             match queued {
                 Ok(()) => self.was_taken(),
@@ -463,7 +462,7 @@ impl Queue {
         let open = &self.device.open;
         // SAFETY: the CCB that is nobody's. Its data goes to the buffer of the
         // command, which is still the queue's.
-        match unsafe { open.kernel.ioctl(open.fd, sys::QPC_CAMIOGET, ccb as usize) } {
+        match unsafe { open.ioctl(sys::QPC_CAMIOGET, ccb as usize) } {
             Ok(()) => {}
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(errno),

@@ -17,6 +17,7 @@ mod life;
 mod outstanding;
 mod prps;
 mod recovery;
+mod refused;
 mod room;
 mod shared_state;
 mod silent;
@@ -93,6 +94,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         life::TESTS,
         outstanding::TESTS,
         recovery::TESTS,
+        refused::TESTS,
         room::TESTS,
         shared_state::TESTS,
         unload::TESTS,
