@@ -1336,7 +1336,11 @@ fn whatever_happens_nothing_is_left() {
         ("CAM device lock", "qpass room"),
         ("qpass room", "qpass queue"),
     ];
-    assert_eq!(orders, wanted);
+    for order in &orders {
+        assert!(wanted.contains(order), "{order:?}");
+    }
+    // The third is taken when a call waits for room and for completions.
+    assert!(wanted[..2].iter().all(|order| orders.contains(order)));
 }
 
 /// One program: opens and closes, queues good and bad CCBs, reaps, waits.

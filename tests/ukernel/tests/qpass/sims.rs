@@ -197,6 +197,8 @@ fn ata_and_nvme_pages_are_for_reads_and_writes_only() {
     let mut command = Command::new(&mut machine, LEN);
     let at = command.data.address();
     nvme(&mut command, true, 6, sys::CAM_DIR_IN);
+    // CNS: the controller's.
+    entry(&mut command)[40] = 1;
     nvme_data(&mut command, at, 4096);
     assert_eq!(by_each_call(&mut machine, fd, &mut command), TAKEN);
     assert_eq!(&command.data.bytes()[24..29], b"QPASS");
