@@ -446,13 +446,24 @@ pub(crate) unsafe extern "C" fn _sleep(
     }
 }
 
+/// kern_synch.c, pause_sbt(): with C_CATCH a signal ends it, and one that is
+/// pending does at once.
 pub(crate) unsafe extern "C" fn pause_sbt(
     _wmesg: *const c_char,
     time: i64,
     _precision: i64,
-    _flags: c_int,
+    flags: c_int,
 ) -> c_int {
     may_sleep("pause_sbt");
-    std::thread::sleep(sbt(time).unwrap_or_default());
-    sys::EWOULDBLOCK as c_int
+    let time = sbt(time).unwrap_or_default();
+    if flags as u32 & sys::C_CATCH == 0 {
+        std::thread::sleep(time);
+        return sys::EWOULDBLOCK as c_int;
+    }
+    // A channel that nobody wakes.
+    let chan = &raw const time as usize;
+    match sleep(chan, core::ptr::null_mut(), Some(time), true, "pause_sbt") {
+        Slept::Interrupted => sys::EINTR as c_int,
+        _ => sys::EWOULDBLOCK as c_int,
+    }
 }

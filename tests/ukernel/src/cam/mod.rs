@@ -1930,8 +1930,39 @@ pub fn register_empty_driver(name: &'static CStr) {
 
 const MAPPED: &str = "CAM periph map";
 
-/// cam_periph_mapmem(9): a copy of each buffer, as the kernel makes of what is
-/// not large.
+/// `kern.cam.mapmem_thresh`: what is longer is mapped where it is.
+const MAPMEM_THRESH: usize = 65536;
+
+/// A buffer of cam_periph_mapmem(9): the allocation, and where its bytes begin.
+///
+/// What is not long is copied. What is longer vmapbuf(9) maps, at an address that
+/// is as far into its page as the process's; here it is a copy at such an address,
+/// which begins with what the process has there (cam_periph.c,
+/// cam_periph_mapmem(); kern/vfs_bio.c, vmapbuf()).
+unsafe fn map_buffer(user: usize, len: usize, direction: u32) -> Result<(*mut u8, *mut u8), c_int> {
+    const PAGE: usize = sys::PAGE_SIZE as usize;
+    let is_mapped = len > MAPMEM_THRESH;
+    let room = if is_mapped { len + 2 * PAGE } else { len };
+    let base = memory::alloc(room, MAPPED, sys::M_WAITOK | sys::M_ZERO).cast::<u8>();
+    let at = if is_mapped {
+        let in_page = (base as usize).next_multiple_of(PAGE) - base as usize;
+        base.wrapping_add(in_page + user % PAGE)
+    } else {
+        base
+    };
+    // SAFETY: inside of the allocation, which is zeroed.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(at, len) };
+    let reads = is_mapped || direction != sys::CAM_DIR_IN;
+    // What the device is to write must be writable, and the pages are faulted in.
+    let writes = is_mapped && direction != sys::CAM_DIR_OUT;
+    if reads && user::read(user, bytes).is_err() || writes && user::write(bytes, user).is_err() {
+        memory::dealloc(base.cast(), MAPPED);
+        return Err(sys::EACCES as c_int);
+    }
+    Ok((base, at))
+}
+
+/// cam_periph_mapmem(9).
 pub(crate) unsafe extern "C" fn cam_periph_mapmem(
     ccb: *mut sys::ccb,
     info: *mut sys::cam_periph_map_info,
@@ -1951,18 +1982,20 @@ pub(crate) unsafe extern "C" fn cam_periph_mapmem(
         }
         for (i, (pointer, len, direction)) in buffers.iter().enumerate() {
             let user = **pointer;
-            let buffer = memory::alloc(*len, MAPPED, sys::M_WAITOK | sys::M_ZERO).cast::<u8>();
-            let bytes = core::slice::from_raw_parts_mut(buffer, *len);
-            if *direction != sys::CAM_DIR_IN && user::read(user as usize, bytes).is_err() {
-                memory::dealloc(buffer.cast(), MAPPED);
-                for (j, (pointer, ..)) in buffers.iter().take(i).enumerate() {
-                    memory::dealloc((**pointer).cast(), MAPPED);
-                    **pointer = (*info).orig[j].cast();
+            let (base, at) = match map_buffer(user as usize, *len, *direction) {
+                Ok(mapped) => mapped,
+                Err(errno) => {
+                    for (j, (pointer, ..)) in buffers.iter().take(i).enumerate() {
+                        memory::dealloc((*info).bp[j].cast(), MAPPED);
+                        **pointer = (*info).orig[j].cast();
+                    }
+                    return errno;
                 }
-                return sys::EACCES as c_int;
-            }
+            };
+            // Nobody but unmapmem looks: the allocation, not a struct buf.
+            (*info).bp[i] = base.cast();
             (*info).orig[i] = user.cast();
-            **pointer = buffer;
+            **pointer = at;
         }
         (*info).num_bufs_used = buffers.len() as c_int;
     }
@@ -1986,7 +2019,7 @@ pub(crate) unsafe extern "C" fn cam_periph_unmapmem(
                     error = errno;
                 }
             }
-            memory::dealloc((*pointer).cast(), MAPPED);
+            memory::dealloc((*info).bp[i].cast(), MAPPED);
             *pointer = (*info).orig[i].cast();
         }
         (*info).num_bufs_used = 0;

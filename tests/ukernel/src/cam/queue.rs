@@ -523,9 +523,10 @@ mod high_power {
         free: i32,
         waiting: VecDeque<Arc<Device>>,
     }
+    /// CAM_MAX_HIGHPOWER.
+    const ALL: i32 = 4;
     static SLOTS: Mutex<Slots> = Mutex::new(Slots {
-        // CAM_MAX_HIGHPOWER
-        free: 4,
+        free: ALL,
         waiting: VecDeque::new(),
     });
 
@@ -547,6 +548,10 @@ mod high_power {
     pub(super) fn give_back() -> Option<Arc<Device>> {
         let mut slots = SLOTS.lock().unwrap();
         slots.free += 1;
+        // CAM looks at the flag of whatever is done, and counts on.
+        if slots.free > ALL {
+            broken("a CCB that took no high power slot gives one back");
+        }
         let device = slots.waiting.pop_front();
         drop(slots);
         if let Some(device) = &device
