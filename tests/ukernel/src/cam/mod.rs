@@ -26,8 +26,9 @@ pub(crate) use error::{cam_periph_error, cam_release_devq};
 pub use neighbour::{all_neighbours_read, neighbour_reads};
 pub use noise::{Noise, take_noise};
 pub use queue::{
-    Counts, counts, follow_sim_priv, freeze, freeze_simq, hold_door, last_sent, limit_sim,
-    open_door, overtake_abort, overtaken_waits, release_simq, unfreeze, wait_at_door,
+    Counts, counts, follow_sim_priv, freeze, freeze_simq, had_words, hold_door, last_sent,
+    limit_sim, open_door, overtake_abort, overtaken_waits, release_simq, say_nothing, unfreeze,
+    wait_at_door,
 };
 pub(crate) use queue::{xpt_freeze_devq, xpt_release_devq};
 pub use script::{Ending, Scripted};
@@ -277,7 +278,12 @@ impl Device {
                 }
             }
             self.door.flags.store((*hdr).flags, Ordering::SeqCst);
-            (*hdr).status |= sys::CAM_SIM_QUEUED;
+            if !self.door.is_silent.load(Ordering::SeqCst) {
+                (*hdr).status |= sys::CAM_SIM_QUEUED;
+            }
+            if (*hdr).sim_priv.bytes != [0; 16] {
+                self.door.had_words.store(true, Ordering::SeqCst);
+            }
             (*hdr).sim_priv.entries[0].ptr = (SIM_WORDS | number) as *mut c_void;
         }
         sim.start(ccb);
@@ -735,6 +741,7 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
         if (*ccb).ccb_h.func_code == sys::XPT_SCSI_IO && bio_word(ccb) != 0 {
             broken("a kernel with BUF_TRACKING would follow a user's word as a struct bio");
         }
+        check_payload(ccb);
         action(ccb);
     }
 }
@@ -745,6 +752,57 @@ unsafe fn bio_word(ccb: *mut sys::ccb) -> u64 {
     let at = (core::mem::offset_of!(sys::ccb_scsiio, init_id) + 4).next_multiple_of(8);
     // SAFETY: inside of the union, which is longer than a ccb_scsiio.
     unsafe { ccb.cast::<u8>().add(at).cast::<u64>().read() }
+}
+
+/// Ends the process if a payload has what no periph sends: pointers and counts
+/// beside those of its data, flags that there are not, lengths beyond the CCB.
+///
+/// pms(4) follows `smp_request` as a list where the counts say so (agtiapi.c,
+/// agtiapi_PrepareSMPSGList()), smartpqi(4) clears `sense_len` bytes from
+/// `sense_data` on (smartpqi_cam.c), isp(4) writes through `msg_ptr`
+/// (isp_freebsd.c), and `next_ccb` and `req_map` are addresses.
+unsafe fn check_payload(ccb: *mut sys::ccb) {
+    // SAFETY: the caller's CCB is what its opcode says.
+    let spoilt = unsafe {
+        match (*ccb).ccb_h.func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                let io = &(*ccb).csio;
+                !io.next_ccb.is_null()
+                    || !io.req_map.is_null()
+                    || !io.msg_ptr.is_null()
+                    || io.msg_len != 0
+                    || usize::from(io.sense_len) > size_of::<sys::scsi_sense_data>()
+            }
+            sys::XPT_ATA_IO => {
+                let io = &(*ccb).ataio;
+                let known = sys::CAM_ATAIO_48BIT
+                    | sys::CAM_ATAIO_FPDMA
+                    | sys::CAM_ATAIO_CONTROL
+                    | sys::CAM_ATAIO_NEEDRESULT
+                    | sys::CAM_ATAIO_DMA;
+                !io.next_ccb.is_null()
+                    || u32::from(io.cmd.flags) & !known != 0
+                    || u32::from(io.ata_flags) & !(sys::ATA_FLAG_AUX | sys::ATA_FLAG_ICC) != 0
+            }
+            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
+                let io = &(*ccb).nvmeio;
+                let entry: &[u8; 64] = &*(&raw const io.cmd).cast();
+                // MPTR and DPTR, which nvme(4) fills in.
+                !io.next_ccb.is_null() || io.cmd.cid != 0 || entry[16..40] != [0; 24]
+            }
+            sys::XPT_SMP_IO => {
+                let io = &(*ccb).smpio;
+                let counts = (io.smp_request_sglist_cnt, io.smp_response_sglist_cnt);
+                counts != (0, 0) || io.flags != sys::SMP_FLAG_NONE
+            }
+            sys::XPT_DEV_ADVINFO => (*ccb).cdai.flags & !sys::CDAI_FLAG_STORE != 0,
+            sys::XPT_EN_LUN => broken("target mode is switched, and nobody switches it back"),
+            _ => false,
+        }
+    };
+    if spoilt {
+        broken("a CCB comes to CAM with what no periph sends in its payload");
+    }
 }
 
 /// xpt_action(9), also of what CAM sends again, with the words that the SIM has

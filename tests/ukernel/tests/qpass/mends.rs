@@ -3,14 +3,16 @@
 
 use super::{
     enter::{Arrays, MS, enter, reads, with_tags},
+    sims::{TAKEN, by_each_call},
     sims::{boot_open, end, end_one_of_many},
-    transfers::{Protocol, build, lenient},
+    transfers::{Protocol, build, entry, lenient, nvme, nvme_data},
     *,
 };
 use cam::Ending;
 use ukernel::{
     busdma,
     model::{Aborts, Model},
+    vm,
 };
 
 tests! {
@@ -27,6 +29,15 @@ tests! {
     a_kept_abort_ccb_is_freed_when_the_sim_has_left_it;
     a_command_of_a_closed_open_is_not_sent_again;
     a_command_cancelled_during_recovery_ends_as_aborted;
+    a_retried_command_has_no_words_of_the_sims;
+    a_sim_that_never_says_what_it_has_is_asked_all_the_same;
+    no_word_of_a_users_payload_reaches_cam;
+    target_mode_cannot_be_left_on;
+    blocks_with_metadata_elsewhere_are_refused;
+    blocks_of_another_namespace_are_refused;
+    a_namespace_that_was_formatted_anew_is_asked_again;
+    a_page_without_contents_is_not_made_dirty;
+    an_abort_takes_one_of_several_with_the_same_ccb;
 }
 
 /// F1: what is longer than CAM copies is mapped where the process has it, and a
@@ -235,6 +246,7 @@ fn a_list_that_is_copied_in_the_end_goes_alone() {
 }
 
 const EINTR: i32 = sys::EINTR as i32;
+const EINVAL: i32 = sys::EINVAL as i32;
 
 /// A read that the disk has and does not end, and cannot give back.
 fn stuck_read(model: Model) -> (Machine, Module, i32, Command) {
@@ -421,6 +433,239 @@ fn a_command_cancelled_during_recovery_ends_as_aborted() {
         wait_until("the queue is let go", || cam::counts(&device).frozen == 0);
     }
     assert!(cancelled > 0, "none was cancelled in time");
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// M4: what the SIM has left in the header names another command by then.
+fn a_retried_command_has_no_words_of_the_sims() {
+    let (mut machine, module) = boot(Config::default());
+    let (sim, device) = recovery::scripted();
+    let fd = machine.open("/dev/qpass1", RDWR).expect("open");
+    for ending in [
+        Ending::Status(sys::CAM_BUSY, true),
+        Ending::Status(sys::CAM_REQ_CMP_ERR, true),
+        Ending::Requeue,
+        Ending::Sense(2, 4, 1),
+        Ending::Sense(6, 0x29, 0),
+    ] {
+        let mut command = Command::new(&mut machine, 512);
+        command.rw10(true, 0, 1);
+        command.hdr().flags |= sys::CAM_PASS_ERR_RECOVER;
+        sim.write(&[ending]);
+        queue_and_get(&mut machine, fd, &command);
+        assert_eq!(command.ended().status, sys::CAM_REQ_CMP, "{ending:?}");
+        assert_eq!(sim.count(0x2a), 2, "{ending:?}: it was sent again");
+        assert!(!cam::had_words(&device), "{ending:?}");
+        sim.take();
+    }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// M4: after a while it is taken for one that has the command.
+fn a_sim_that_never_says_what_it_has_is_asked_all_the_same() {
+    let (mut machine, module, fd) = boot_open(Config::default());
+    cam::say_nothing(machine.device());
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    let commands = reads(&mut machine, 2);
+    for command in &commands {
+        command.queue(&mut machine, fd).expect("queue");
+    }
+    let start = Instant::now();
+    let answer = control::cancel(&mut machine, fd, 0);
+    assert_eq!(answer, Ok([0, 2, 0, 0]));
+    assert!(start.elapsed() < Duration::from_secs(4));
+    for _ in 0..2 {
+        assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+        commands[0].get(&mut machine, fd).expect("get");
+    }
+    machine.disk().unstick();
+    end(machine, module, fd);
+}
+
+/// Beside N1: pointers, counts, flags and lengths that are no data's. They come
+/// back as they were.
+fn no_word_of_a_users_payload_reaches_cam() {
+    let (mut machine, module, fd) = boot_open(Config::default());
+    let mut command = Command::new(&mut machine, 8192);
+    let data = command.data.address();
+    let junk = 0xffff_ffff_8123_4567_u64 as *mut u8;
+    command.data.bytes_mut()[..8].copy_from_slice(&[0x40, 0x10, 0, 0, 0, 0, 0, 0]);
+    let fill = |command: &mut Command, func_code| {
+        command.immediate(func_code);
+        command.hdr().flags = sys::CAM_DIR_NONE;
+        command.hdr().timeout = 10_000;
+        // SAFETY: plain data.
+        unsafe {
+            match func_code {
+                sys::XPT_SCSI_IO => {
+                    command.test_unit_ready();
+                    let io = command.csio();
+                    (io.next_ccb, io.req_map, io.msg_ptr) = (junk.cast(), junk, junk);
+                    (io.msg_len, io.sense_len) = (255, 255);
+                }
+                sys::XPT_ATA_IO => {
+                    let io = &mut command.ccb.ccb_mut().ataio;
+                    io.cmd.command = 0xe5;
+                    io.next_ccb = junk.cast();
+                    (io.cmd.flags, io.ata_flags) = (0xe8, 0xfc);
+                }
+                sys::XPT_NVME_IO => {
+                    entry(command)[2..4].fill(0xcc);
+                    entry(command)[16..40].fill(0xcc);
+                    command.ccb.ccb_mut().nvmeio.next_ccb = junk.cast();
+                }
+                sys::XPT_SMP_IO => {
+                    let io = &mut command.ccb.ccb_mut().smpio;
+                    (io.smp_request, io.smp_request_len) = (data as *mut u8, 8);
+                    (io.smp_response, io.smp_response_len) = ((data + 4096) as *mut u8, 60);
+                    (io.smp_request_sglist_cnt, io.smp_response_sglist_cnt) = (3, 4);
+                    io.flags = sys::SMP_FLAG_REQ_SG | sys::SMP_FLAG_RSP_SG;
+                }
+                _ => {
+                    let io = &mut command.ccb.ccb_mut().cdai;
+                    io.buftype = sys::CDAI_TYPE_SERIAL_NUM;
+                    (io.buf, io.bufsiz) = (data as *mut u8, 64);
+                    io.flags = !sys::CDAI_FLAG_STORE;
+                }
+            }
+        }
+    };
+    for func_code in [
+        sys::XPT_SCSI_IO,
+        sys::XPT_ATA_IO,
+        sys::XPT_NVME_IO,
+        sys::XPT_SMP_IO,
+        sys::XPT_DEV_ADVINFO,
+    ] {
+        fill(&mut command, func_code);
+        let asked = command.ccb.bytes().to_vec();
+        for synchronous in [false, true] {
+            command.ccb.bytes_mut().copy_from_slice(&asked);
+            if synchronous {
+                command.send(&mut machine, fd).expect("send");
+            } else {
+                queue_and_get(&mut machine, fd, &command);
+            }
+            let status = command.hdr().status & sys::CAM_STATUS_MASK;
+            assert_eq!(status, sys::CAM_REQ_CMP, "{func_code:#x}");
+            let at = size_of::<sys::ccb_hdr>();
+            let words = |bytes: &[u8]| {
+                // `next_ccb`, or what is in its place.
+                bytes[at..at + 8].to_vec()
+            };
+            assert_eq!(words(command.ccb.bytes()), words(&asked), "{func_code:#x}");
+        }
+    }
+    end(machine, module, fd);
+}
+
+fn target_mode_cannot_be_left_on() {
+    let (mut machine, module, fd) = boot_open(Config::default());
+    let mut command = Command::new(&mut machine, 0);
+    command.immediate(sys::XPT_EN_LUN);
+    let answers = by_each_call(&mut machine, fd, &mut command);
+    assert_eq!(answers, [Err(EINVAL); 3]);
+    end(machine, module, fd);
+}
+
+/// Identify Namespace data of blocks of `1 << shift` bytes, with so much metadata.
+fn formatted(shift: u8, metadata: u8) -> Option<Vec<u8>> {
+    let mut data = ukernel::nvme::namespace(4096);
+    (data[128], data[130]) = (metadata, shift);
+    Some(data)
+}
+
+/// M6: CAM has no place for the metadata's address, which is 0 then.
+fn blocks_with_metadata_elsewhere_are_refused() {
+    let (mut machine, module, fd) = boot_open(Config::of(Model::NVME));
+    *machine.disk().identify.lock().unwrap() = formatted(9, 8);
+    let mut command = Command::new(&mut machine, 8192);
+    let at = command.data.address();
+    build(&mut command, Protocol::Nvme, false, at, 4096);
+    let answers = by_each_call(&mut machine, fd, &mut command);
+    assert_eq!(answers, [Err(EINVAL); 3]);
+    end(machine, module, fd);
+}
+
+/// M6: whose blocks may be larger.
+fn blocks_of_another_namespace_are_refused() {
+    let (mut machine, module, fd) = boot_open(Config::of(Model::NVME));
+    let mut command = Command::new(&mut machine, 8192);
+    let at = command.data.address();
+    for namespace in [0, 2, 255] {
+        build(&mut command, Protocol::Nvme, false, at, 4096);
+        entry(&mut command)[4] = namespace;
+        let answers = by_each_call(&mut machine, fd, &mut command);
+        assert_eq!(answers, [Err(EINVAL); 3], "{namespace}");
+    }
+    // FLUSH may name all of them.
+    nvme(&mut command, false, 0, sys::CAM_DIR_NONE);
+    entry(&mut command)[4..8].fill(0xff);
+    assert_eq!(by_each_call(&mut machine, fd, &mut command), TAKEN);
+    end(machine, module, fd);
+}
+
+/// M6: what fits the blocks of now is taken.
+fn a_namespace_that_was_formatted_anew_is_asked_again() {
+    let (mut machine, module, fd) = boot_open(Config::of(Model::NVME));
+    let mut command = Command::new(&mut machine, 8192);
+    let at = command.data.address();
+    build(&mut command, Protocol::Nvme, false, at, 4096);
+    assert_eq!(by_each_call(&mut machine, fd, &mut command), TAKEN);
+    *machine.disk().identify.lock().unwrap() = formatted(12, 0);
+    // Two blocks of 4096 bytes. The controller here goes on with its own of 512.
+    nvme_data(&mut command, at, 8192);
+    entry(&mut command)[48..50].copy_from_slice(&1_u16.to_le_bytes());
+    assert_eq!(by_each_call(&mut machine, fd, &mut command), TAKEN);
+    end(machine, module, fd);
+}
+
+/// M10: its file was cut short while the device wrote.
+fn a_page_without_contents_is_not_made_dirty() {
+    let (mut machine, module, fd) = boot_open(Config::of(Model::PLAIN));
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    let mut command = Command::new(&mut machine, 8192);
+    command.rw10(false, 0, 16);
+    command.queue(&mut machine, fd).expect("queue");
+    assert_eq!(vm::holds(), 2);
+    let at = command.data.address();
+    vm::msync(at, 8192);
+    vm::cut_short(at, 4096);
+    machine.disk().unstick();
+    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+    assert_eq!([at, at + 4096].map(vm::is_dirty), [false, true]);
+    command.get(&mut machine, fd).expect("get");
+    end(machine, module, fd);
+}
+
+/// L4: it looks no further, and the others stay.
+fn an_abort_takes_one_of_several_with_the_same_ccb() {
+    let (mut machine, module) = boot(Config {
+        openings: 1,
+        ..Config::default()
+    });
+    let fd = machine.open(NODE, RDWR).expect("open");
+    machine.disk().stuck.store(true, Ordering::SeqCst);
+    let commands = reads(&mut machine, 2);
+    commands[0].queue(&mut machine, fd).expect("queue");
+    for _ in 0..3 {
+        commands[1].queue(&mut machine, fd).expect("queue");
+    }
+    let mut abort = Command::new(&mut machine, 0);
+    abort.immediate(sys::XPT_ABORT);
+    abort.ccb.ccb_mut().cab.abort_ccb = commands[1].ccb.address() as *mut sys::ccb;
+    abort.send(&mut machine, fd).expect("send");
+    assert_eq!(abort.ended().status, sys::CAM_REQ_CMP);
+    machine.disk().unstick();
+    let mut ended = [0; 2];
+    for _ in 0..4 {
+        assert_eq!(machine.poll(fd, POLLIN, 5_000), Ok(POLLIN));
+        abort.get(&mut machine, fd).expect("get");
+        ended[usize::from(abort.ended().status == sys::CAM_REQ_ABORTED)] += 1;
+    }
+    assert_eq!(ended, [3, 1]);
     machine.close(fd);
     machine.unload(module);
 }
