@@ -213,12 +213,15 @@ impl Unit {
         let format_use = (relies || changes)
             .then(|| FormatUse::begin(namespace, changes))
             .transpose()?;
-        let mut format = namespace.format();
-        if format.is_none() && relies {
-            format = self.ask_format(periph, namespace);
-        }
         let len = operation.transfers[0].map_or(0, |transfer| transfer.len);
-        entry.check(len, namespace.id, format)?;
+        let check = |format| entry.check(len, namespace.id, format);
+        check(namespace.format()).or_else(|errno| {
+            if !relies {
+                return Err(errno);
+            }
+            // It was not asked for yet, or it was probed anew since.
+            check(self.ask_format(periph, namespace))
+        })?;
         Ok(format_use)
     }
 

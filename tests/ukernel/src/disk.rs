@@ -194,6 +194,8 @@ pub struct RamDisk {
     pub last_io: Mutex<Option<Io>>,
     /// The last status that a controller answered, but for success.
     pub nvme_status: Mutex<Option<u16>>,
+    /// Identify Namespace data, where it is not as usual.
+    pub identify: Mutex<Option<Vec<u8>>>,
     /// What it says was not moved by a command that ended well.
     pub residual: Mutex<Option<u32>>,
     own: Weak<RamDisk>,
@@ -240,6 +242,7 @@ impl RamDisk {
             last_patience: Mutex::default(),
             last_io: Mutex::default(),
             nvme_status: Mutex::default(),
+            identify: Mutex::default(),
             residual: Mutex::default(),
             unanswered: Mutex::default(),
             lock: Mutex::default(),
@@ -593,7 +596,10 @@ impl Sim for RamDisk {
 
     fn namespace(&self) -> Option<Vec<u8>> {
         let blocks = self.config.size / scsi::BLOCK;
-        self.config.model.is_nvme.then(|| nvme::namespace(blocks))
+        let usual = || nvme::namespace(blocks);
+        let other = self.identify.lock().unwrap().clone();
+        let is_nvme = self.config.model.is_nvme;
+        is_nvme.then(|| other.unwrap_or_else(usual))
     }
 
     fn inquiry(&self) -> [u8; 36] {

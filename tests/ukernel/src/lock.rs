@@ -446,6 +446,8 @@ pub(crate) unsafe extern "C" fn _sleep(
     }
 }
 
+/// kern_synch.c, pause_sbt(): with C_CATCH a signal ends it, and one that is
+/// pending does at once.
 pub(crate) unsafe extern "C" fn pause_sbt(
     _wmesg: *const c_char,
     time: i64,

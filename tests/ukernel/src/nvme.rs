@@ -259,7 +259,7 @@ pub(crate) fn execute(io: &Io, map: Option<&Map>, blocks: &mut [u8]) -> Result<(
 
 /// Identify Namespace data (NVM Express NVM Command Set Specification): the size
 /// in blocks, and one format, of blocks of 512 bytes.
-pub(crate) fn namespace(blocks: usize) -> Vec<u8> {
+pub fn namespace(blocks: usize) -> Vec<u8> {
     let mut data = vec![0; PAGE];
     for field in [0, 8, 16] {
         data[field..field + 8].copy_from_slice(&(blocks as u64).to_le_bytes());

@@ -22,6 +22,7 @@ struct Page {
     writable: bool,
     holds: usize,
     busy: usize,
+    is_valid: bool,
 }
 
 impl Page {
@@ -115,6 +116,7 @@ pub(crate) unsafe extern "C" fn vm_fault_quick_hold_pages(
                 writable: false,
                 holds: 0,
                 busy: 0,
+                is_valid: true,
             });
             let id = &raw const *page as usize;
             pages.held.insert(id, page);
@@ -176,6 +178,10 @@ pub(crate) unsafe extern "C" fn vm_page_dirty_KBI(page: sys::vm_page_t) {
         drop(pages);
         broken("vm_page_dirty of a page that is not held");
     };
+    if !page.is_valid {
+        drop(pages);
+        broken("panic: vm_page_dirty: page is invalid (vm/vm_page.c)");
+    }
     page.set_dirty(true);
     let address = page.address;
     pages.dirty.insert(address);
@@ -231,7 +237,19 @@ pub(crate) unsafe extern "C" fn vm_page_is_valid(
     _size: c_int,
 ) -> c_int {
     let pages = PAGES.lock().unwrap();
-    c_int::from(pages.held.contains_key(&(page as usize)))
+    let page = pages.held.get(&(page as usize));
+    c_int::from(page.is_some_and(|page| page.is_valid))
+}
+
+/// ftruncate(2) of a file that is mapped there: its pages that are held have no
+/// contents any more (vm_object_page_remove(), of a page that is wired).
+pub fn cut_short(at: usize, len: usize) {
+    for page in PAGES.lock().unwrap().held.values_mut() {
+        if (at..at + len).contains(&page.address) {
+            page.is_valid = false;
+            page.set_dirty(false);
+        }
+    }
 }
 
 fn any_held(by_address: &HashMap<usize, usize>, at: usize, len: usize) -> bool {

@@ -26,8 +26,9 @@ pub(crate) use error::{cam_periph_error, cam_release_devq};
 pub use neighbour::{all_neighbours_read, neighbour_reads};
 pub use noise::{Noise, take_noise};
 pub use queue::{
-    Counts, counts, follow_sim_priv, freeze, freeze_simq, hold_door, last_sent, limit_sim,
-    open_door, overtake_abort, overtaken_waits, release_simq, unfreeze, wait_at_door,
+    Counts, counts, follow_sim_priv, freeze, freeze_simq, had_words, hold_door, last_sent,
+    limit_sim, open_door, overtake_abort, overtaken_waits, release_simq, say_nothing, unfreeze,
+    wait_at_door,
 };
 pub(crate) use queue::{xpt_freeze_devq, xpt_release_devq};
 pub use script::{Ending, Scripted};
@@ -277,7 +278,12 @@ impl Device {
                 }
             }
             self.door.flags.store((*hdr).flags, Ordering::SeqCst);
-            (*hdr).status |= sys::CAM_SIM_QUEUED;
+            if !self.door.is_silent.load(Ordering::SeqCst) {
+                (*hdr).status |= sys::CAM_SIM_QUEUED;
+            }
+            if (*hdr).sim_priv.bytes != [0; 16] {
+                self.door.had_words.store(true, Ordering::SeqCst);
+            }
             (*hdr).sim_priv.entries[0].ptr = (SIM_WORDS | number) as *mut c_void;
         }
         sim.start(ccb);
@@ -735,6 +741,7 @@ pub(crate) unsafe extern "C" fn xpt_action(ccb: *mut sys::ccb) {
         if (*ccb).ccb_h.func_code == sys::XPT_SCSI_IO && bio_word(ccb) != 0 {
             broken("a kernel with BUF_TRACKING would follow a user's word as a struct bio");
         }
+        check_payload(ccb);
         action(ccb);
     }
 }
@@ -745,6 +752,57 @@ unsafe fn bio_word(ccb: *mut sys::ccb) -> u64 {
     let at = (core::mem::offset_of!(sys::ccb_scsiio, init_id) + 4).next_multiple_of(8);
     // SAFETY: inside of the union, which is longer than a ccb_scsiio.
     unsafe { ccb.cast::<u8>().add(at).cast::<u64>().read() }
+}
+
+/// Ends the process if a payload has what no periph sends: pointers and counts
+/// beside those of its data, flags that there are not, lengths beyond the CCB.
+///
+/// pms(4) follows `smp_request` as a list where the counts say so (agtiapi.c,
+/// agtiapi_PrepareSMPSGList()), smartpqi(4) clears `sense_len` bytes from
+/// `sense_data` on (smartpqi_cam.c), isp(4) writes through `msg_ptr`
+/// (isp_freebsd.c), and `next_ccb` and `req_map` are addresses.
+unsafe fn check_payload(ccb: *mut sys::ccb) {
+    // SAFETY: the caller's CCB is what its opcode says.
+    let spoilt = unsafe {
+        match (*ccb).ccb_h.func_code {
+            sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => {
+                let io = &(*ccb).csio;
+                !io.next_ccb.is_null()
+                    || !io.req_map.is_null()
+                    || !io.msg_ptr.is_null()
+                    || io.msg_len != 0
+                    || usize::from(io.sense_len) > size_of::<sys::scsi_sense_data>()
+            }
+            sys::XPT_ATA_IO => {
+                let io = &(*ccb).ataio;
+                let known = sys::CAM_ATAIO_48BIT
+                    | sys::CAM_ATAIO_FPDMA
+                    | sys::CAM_ATAIO_CONTROL
+                    | sys::CAM_ATAIO_NEEDRESULT
+                    | sys::CAM_ATAIO_DMA;
+                !io.next_ccb.is_null()
+                    || u32::from(io.cmd.flags) & !known != 0
+                    || u32::from(io.ata_flags) & !(sys::ATA_FLAG_AUX | sys::ATA_FLAG_ICC) != 0
+            }
+            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
+                let io = &(*ccb).nvmeio;
+                let entry: &[u8; 64] = &*(&raw const io.cmd).cast();
+                // MPTR and DPTR, which nvme(4) fills in.
+                !io.next_ccb.is_null() || io.cmd.cid != 0 || entry[16..40] != [0; 24]
+            }
+            sys::XPT_SMP_IO => {
+                let io = &(*ccb).smpio;
+                let counts = (io.smp_request_sglist_cnt, io.smp_response_sglist_cnt);
+                counts != (0, 0) || io.flags != sys::SMP_FLAG_NONE
+            }
+            sys::XPT_DEV_ADVINFO => (*ccb).cdai.flags & !sys::CDAI_FLAG_STORE != 0,
+            sys::XPT_EN_LUN => broken("target mode is switched, and nobody switches it back"),
+            _ => false,
+        }
+    };
+    if spoilt {
+        broken("a CCB comes to CAM with what no periph sends in its payload");
+    }
 }
 
 /// xpt_action(9), also of what CAM sends again, with the words that the SIM has
@@ -1930,8 +1988,39 @@ pub fn register_empty_driver(name: &'static CStr) {
 
 const MAPPED: &str = "CAM periph map";
 
-/// cam_periph_mapmem(9): a copy of each buffer, as the kernel makes of what is
-/// not large.
+/// `kern.cam.mapmem_thresh`: what is longer is mapped where it is.
+const MAPMEM_THRESH: usize = 65536;
+
+/// A buffer of cam_periph_mapmem(9): the allocation, and where its bytes begin.
+///
+/// What is not long is copied. What is longer vmapbuf(9) maps, at an address that
+/// is as far into its page as the process's; here it is a copy at such an address,
+/// which begins with what the process has there (cam_periph.c,
+/// cam_periph_mapmem(); kern/vfs_bio.c, vmapbuf()).
+unsafe fn map_buffer(user: usize, len: usize, direction: u32) -> Result<(*mut u8, *mut u8), c_int> {
+    const PAGE: usize = sys::PAGE_SIZE as usize;
+    let is_mapped = len > MAPMEM_THRESH;
+    let room = if is_mapped { len + 2 * PAGE } else { len };
+    let base = memory::alloc(room, MAPPED, sys::M_WAITOK | sys::M_ZERO).cast::<u8>();
+    let at = if is_mapped {
+        let in_page = (base as usize).next_multiple_of(PAGE) - base as usize;
+        base.wrapping_add(in_page + user % PAGE)
+    } else {
+        base
+    };
+    // SAFETY: inside of the allocation, which is zeroed.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(at, len) };
+    let reads = is_mapped || direction != sys::CAM_DIR_IN;
+    // What the device is to write must be writable, and the pages are faulted in.
+    let writes = is_mapped && direction != sys::CAM_DIR_OUT;
+    if reads && user::read(user, bytes).is_err() || writes && user::write(bytes, user).is_err() {
+        memory::dealloc(base.cast(), MAPPED);
+        return Err(sys::EACCES as c_int);
+    }
+    Ok((base, at))
+}
+
+/// cam_periph_mapmem(9).
 pub(crate) unsafe extern "C" fn cam_periph_mapmem(
     ccb: *mut sys::ccb,
     info: *mut sys::cam_periph_map_info,
@@ -1951,18 +2040,20 @@ pub(crate) unsafe extern "C" fn cam_periph_mapmem(
         }
         for (i, (pointer, len, direction)) in buffers.iter().enumerate() {
             let user = **pointer;
-            let buffer = memory::alloc(*len, MAPPED, sys::M_WAITOK | sys::M_ZERO).cast::<u8>();
-            let bytes = core::slice::from_raw_parts_mut(buffer, *len);
-            if *direction != sys::CAM_DIR_IN && user::read(user as usize, bytes).is_err() {
-                memory::dealloc(buffer.cast(), MAPPED);
-                for (j, (pointer, ..)) in buffers.iter().take(i).enumerate() {
-                    memory::dealloc((**pointer).cast(), MAPPED);
-                    **pointer = (*info).orig[j].cast();
+            let (base, at) = match map_buffer(user as usize, *len, *direction) {
+                Ok(mapped) => mapped,
+                Err(errno) => {
+                    for (j, (pointer, ..)) in buffers.iter().take(i).enumerate() {
+                        memory::dealloc((*info).bp[j].cast(), MAPPED);
+                        **pointer = (*info).orig[j].cast();
+                    }
+                    return errno;
                 }
-                return sys::EACCES as c_int;
-            }
+            };
+            // Nobody but unmapmem looks: the allocation, not a struct buf.
+            (*info).bp[i] = base.cast();
             (*info).orig[i] = user.cast();
-            **pointer = buffer;
+            **pointer = at;
         }
         (*info).num_bufs_used = buffers.len() as c_int;
     }
@@ -1986,7 +2077,7 @@ pub(crate) unsafe extern "C" fn cam_periph_unmapmem(
                     error = errno;
                 }
             }
-            memory::dealloc((*pointer).cast(), MAPPED);
+            memory::dealloc((*info).bp[i].cast(), MAPPED);
             *pointer = (*info).orig[i].cast();
         }
         (*info).num_bufs_used = 0;

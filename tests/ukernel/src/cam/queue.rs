@@ -418,6 +418,10 @@ pub(super) struct Door {
     pub(super) follows: AtomicBool,
     /// The next XPT_ABORT finds the queue let go.
     overtaken: AtomicBool,
+    /// The SIM never says that it has a CCB.
+    pub(super) is_silent: AtomicBool,
+    /// A CCB came with words of a SIM's in it.
+    pub(super) had_words: AtomicBool,
     /// Flags of the last CCB that went through.
     pub(super) flags: AtomicU32,
     /// CCBs that went through.
@@ -505,6 +509,19 @@ pub fn follow_sim_priv(device: &Device) {
     device.door.follows.store(true, Ordering::SeqCst);
 }
 
+/// Makes the SIM one that does not set CAM_SIM_QUEUED, as many do not.
+pub fn say_nothing(device: &Device) {
+    device.door.is_silent.store(true, Ordering::SeqCst);
+}
+
+/// Whether a SIM was given a CCB with the words in it that it, or another, had
+/// left there: virtio_scsi(4) takes them for those of a request that is under way
+/// when it is asked to abort the CCB before it has it (virtio_scsi.c,
+/// vtscsi_abort_timedout_scsi_cmd() and vtscsi_execute_abort_task_cmd()).
+pub fn had_words(device: &Device) -> bool {
+    device.door.had_words.load(Ordering::SeqCst)
+}
+
 /// The flags of the last CCB that the SIM was given, and how many it was.
 pub fn last_sent(device: &Device) -> (u32, u64) {
     (
@@ -523,9 +540,10 @@ mod high_power {
         free: i32,
         waiting: VecDeque<Arc<Device>>,
     }
+    /// CAM_MAX_HIGHPOWER.
+    const ALL: i32 = 4;
     static SLOTS: Mutex<Slots> = Mutex::new(Slots {
-        // CAM_MAX_HIGHPOWER
-        free: 4,
+        free: ALL,
         waiting: VecDeque::new(),
     });
 
@@ -547,6 +565,10 @@ mod high_power {
     pub(super) fn give_back() -> Option<Arc<Device>> {
         let mut slots = SLOTS.lock().unwrap();
         slots.free += 1;
+        // CAM looks at the flag of whatever is done, and counts on.
+        if slots.free > ALL {
+            broken("a CCB that took no high power slot gives one back");
+        }
         let device = slots.waiting.pop_front();
         drop(slots);
         if let Some(device) = &device

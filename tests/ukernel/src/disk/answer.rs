@@ -261,6 +261,9 @@ impl RamDisk {
             opcode @ (18 | 25) if !io.cmd.data.is_null() => {
                 // SAFETY: kernel memory, as long as the CCB is under way.
                 let data = unsafe { &mut *io.cmd.data };
+                if !data.mrq.is_null() {
+                    broken("an MMC command's data comes with a user's pointer");
+                }
                 let mut blocks = self.blocks.lock().unwrap();
                 let moved = move_block(&mut blocks, at, data.data.cast(), data.len, opcode == 25);
                 data.xfer_len = moved.unwrap_or(0);

@@ -14,6 +14,7 @@ mod faults;
 mod formats;
 mod held;
 mod life;
+mod mends;
 mod outstanding;
 mod prps;
 mod recovery;
@@ -92,6 +93,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
         faults::TESTS,
         formats::TESTS,
         life::TESTS,
+        mends::TESTS,
         outstanding::TESTS,
         recovery::TESTS,
         refused::TESTS,
