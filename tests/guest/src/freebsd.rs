@@ -50,9 +50,11 @@ pub const PANICKED: i32 = 101;
 /// System calls that sys-bindings does not have.
 mod numbers {
     pub const ACCESS: u32 = 33;
+    pub const SETUID: u32 = 23;
     pub const KILL: u32 = 37;
     pub const SETPGID: u32 = 82;
     pub const NMOUNT: u32 = 378;
+    pub const THR_NEW: u32 = 455;
     pub const PWRITE: u32 = 476;
 }
 
@@ -284,6 +286,38 @@ impl FreeBsd {
     pub fn lead_group(&mut self, pid: usize) {
         // SAFETY: numbers.
         let _ = unsafe { syscall(numbers::SETPGID, [pid, pid, 0, 0, 0, 0]) };
+    }
+
+    /// setuid(2).
+    pub fn set_user(&mut self, user: usize) {
+        // SAFETY: a number.
+        let _ = unsafe { syscall(numbers::SETUID, [user, 0, 0, 0, 0, 0]) };
+    }
+
+    /// thr_new(2): a thread that begins with the address of its stack's memory.
+    ///
+    /// # Safety
+    /// The memory is the thread's own for ever; what it begins with is at its start.
+    pub unsafe fn start_thread(
+        &mut self,
+        run: extern "C" fn(usize) -> !,
+        stack: usize,
+        len: usize,
+    ) {
+        // A struct thr_param: what to run, with what, on which stack; no TLS.
+        let param = [run as usize, stack, stack, len, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let args = [param.as_ptr() as usize, size_of_val(&param), 0, 0, 0, 0];
+        // SAFETY: the caller's promise.
+        let _ = unsafe { syscall(numbers::THR_NEW, args) };
+    }
+
+    /// mmap(2) of zeroed memory at an address, in place of what is there.
+    pub fn map_at(&mut self, at: usize, len: usize) {
+        let prot = (sys::PROT_READ | sys::PROT_WRITE) as usize;
+        // MAP_FIXED is not among the bindings.
+        let flags = (sys::MAP_ANON | sys::MAP_PRIVATE) as usize | 0x10;
+        // SAFETY: what was there is not used as memory.
+        let _ = unsafe { syscall(sys::SYS_mmap, [at, len, prot, flags, usize::MAX, 0]) };
     }
 
     /// kill(2).

@@ -95,11 +95,15 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
         sets::unload(&mut sheet, |sys| load(sys).ok());
         return Ok(sheet.score);
     }
-    if name == "faults" {
+    if name == "faults" || name == "hostile" {
         load(sheet.sys)?;
         sheet.sys.sleep_ms(500);
         sheet.sys.look_around();
-        sets::faults(&mut sheet);
+        if name == "faults" {
+            sets::faults(&mut sheet);
+        } else {
+            sets::hostile(&mut sheet);
+        }
         return Ok(sheet.score);
     }
     let id = load(sheet.sys)?;

@@ -13,7 +13,7 @@
 mod data;
 mod interface;
 mod sent;
-mod trial;
+pub(super) mod trial;
 mod waits;
 
 use super::Sheet;

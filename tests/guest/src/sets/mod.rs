@@ -2,6 +2,7 @@
 //! its SIMs, its processes and its other pass-through driver.
 
 mod faults;
+mod hostile;
 mod notify;
 mod pair;
 mod sims;
@@ -10,6 +11,7 @@ mod unload;
 mod unplug;
 
 pub use faults::faults;
+pub use hostile::hostile;
 pub use notify::notify;
 pub use pair::{pair, replace};
 pub use sims::sims;

@@ -7,6 +7,7 @@
 
 mod abort;
 mod abort_hard;
+mod attack;
 mod control;
 mod counts;
 mod enter;
@@ -87,6 +88,7 @@ fn all_tests() -> impl Iterator<Item = &'static Test> {
     let others = [
         abort::TESTS,
         abort_hard::TESTS,
+        attack::TESTS,
         control::TESTS,
         counts::TESTS,
         enter::TESTS,

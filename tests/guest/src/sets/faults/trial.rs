@@ -18,7 +18,7 @@ macro_rules! holds {
         conform::expect!(format_args!("{:?}", $what), $found, $wanted)
     };
 }
-pub(super) use holds;
+pub(in crate::sets) use holds;
 
 /// The errnos that the entries speak of.
 pub const EINVAL: i32 = sys::EINVAL as i32;
@@ -52,7 +52,7 @@ impl Disk {
         ["hd", "disk1", "disk2"][self as usize]
     }
 
-    fn is_of(self, kind: &Kind) -> bool {
+    pub fn is_of(self, kind: &Kind) -> bool {
         match self {
             Disk::Scsi => kind.protocol == sys::PROTO_SCSI && kind.device_type == 0,
             Disk::Ata => kind.protocol == sys::PROTO_ATA,
