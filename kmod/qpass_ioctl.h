@@ -87,7 +87,7 @@ struct qpass_cancel {
 	uint32_t	flags;		/* in: QPASS_CANCEL_* */
 	/* How many requests ... */
 	uint32_t	dequeued;	/* were not sent yet, and are done now */
-	uint32_t	aborted;	/* were sent; CAM aborts them */
+	uint32_t	aborted;	/* were sent; CAM says it aborts them */
 	uint32_t	unable;		/* were sent, and are not aborted, or not yet */
 	uint32_t	done;		/* were done already */
 	uint32_t	reserved0;
