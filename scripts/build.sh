@@ -1,5 +1,9 @@
 #!/bin/sh
-# Builds the kernel module. usage: scripts/build.sh [14|15]
+# Builds the kernel module. usage: scripts/build.sh [--kasan] [14|15]
+#
+# With --kasan every load and store of the driver itself is one that a kernel with
+# KASAN checks, and no other kernel loads the module: it is for tests, and stands in
+# target/kmod/freebsd-RELEASE-kasan, which scripts/vm -r RELEASE-kasan takes.
 #
 # The result is target/kmod/freebsd-RELEASE/qpass.ko, and beside it guest-init,
 # the static program that tests it as the first process of a guest; or, on FreeBSD, a link to
@@ -24,11 +28,24 @@ if [ "$(uname -s)" = FreeBSD ]; then
 	exit 0
 fi
 
+kasan=
+if [ "${1:-}" = --kasan ]; then
+	kasan=-kasan
+	shift
+	# By calls, as the kernel's own objects; what is on the stack and in globals is
+	# not guarded, for that wants the kernel's constructors.
+	asan="-asan-instrumentation-with-call-threshold=0 -asan-stack=0 -asan-globals=0"
+	QPASS_RUSTFLAGS=-Zsanitizer=kernel-address
+	for option in $asan; do
+		QPASS_RUSTFLAGS="$QPASS_RUSTFLAGS -Cllvm-args=$option"
+	done
+	export QPASS_RUSTFLAGS
+fi
 release=${1:-14}
 headers=$root/.deps/freebsd-$release
 [ -d "$headers" ] || die "no headers of FreeBSD $release: run scripts/setup.sh"
 osversion=$(cat "$headers/osversion")
-out=$root/target/kmod/freebsd-$release
+out=$root/target/kmod/freebsd-$release$kasan
 mkdir -p "$out"
 
 # Debian's toolchain: it has the sources of core, which rustup's does not.
@@ -36,6 +53,8 @@ env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
 	scripts/rust-staticlib.sh qpass "$out/rust" "$out/libqpass.a"
 
 scripts/link.sh "" -19 "$out/qpass.ko" "$out/libqpass.a"
+# A process has no kernel to check it.
+unset QPASS_RUSTFLAGS
 env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
 	scripts/rust-staticlib.sh guest "$out/rust" "$out/libguest.a"
 ld.lld-19 -m elf_x86_64_fbsd -static --gc-sections -e _start \

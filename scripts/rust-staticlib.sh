@@ -2,14 +2,15 @@
 # Compiles a crate without an operating system under it, for the kernel or for
 # a process with no libc.
 # usage: rust-staticlib.sh CRATE TARGET-DIR OUT.a
-# environment: CARGO, RUSTC, QPASS_SYSDIR; a toolchain with Rust's sources.
+# environment: CARGO, RUSTC, QPASS_SYSDIR, QPASS_RUSTFLAGS (more flags); a
+# toolchain with Rust's sources.
 set -eu
 crate=$1
 target_dir=$2
 out=$3
 cd "$(dirname "$0")/.."
 RUSTC_BOOTSTRAP=1
-RUSTFLAGS="-Crelocation-model=static -Ccode-model=kernel -Cforce-frame-pointers=yes -Cno-redzone=yes -Zplt=yes -Zremap-cwd-prefix=."
+RUSTFLAGS="-Crelocation-model=static -Ccode-model=kernel -Cforce-frame-pointers=yes -Cno-redzone=yes -Zplt=yes -Zremap-cwd-prefix=.${QPASS_RUSTFLAGS:+ $QPASS_RUSTFLAGS}"
 CARGO_TARGET_DIR=$target_dir
 [ -z "${RUSTC:-}" ] || export RUSTC
 export RUSTC_BOOTSTRAP RUSTFLAGS CARGO_TARGET_DIR

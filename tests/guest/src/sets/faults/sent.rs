@@ -110,7 +110,8 @@ pub fn n2(t: &mut Trial<'_>) -> Outcome {
             node.without_data(&mut command);
             let ccb = command.ccb.ccb_mut();
             if disk == Disk::Nvme {
-                ccb.nvmeio.cmd.opc = 0x7f;
+                // Without data, by its lower bits.
+                ccb.nvmeio.cmd.opc = 0x7c;
             } else {
                 command.scsi(&[0xff, 0, 0, 0, 0, 0], sys::CAM_DIR_NONE, 0);
             }
