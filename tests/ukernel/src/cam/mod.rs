@@ -1274,6 +1274,12 @@ pub(crate) unsafe extern "C" fn cam_periph_alloc(
     let device = of(path).device.clone();
     mtx_assert_owned(device.mtx, "cam_periph_alloc");
     let driver = driver_named(name);
+    let ms = REFUSE_DELAY_MS.load(Ordering::SeqCst);
+    if ms != 0 {
+        IS_REFUSING.store(true, Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(ms.into()));
+        return sys::CAM_RESRC_UNAVAIL;
+    }
     // SAFETY: the kernel's own periphs and the module's driver, under the
     // locks that CAM has for them.
     unsafe {
@@ -1450,6 +1456,15 @@ pub(crate) unsafe extern "C" fn cam_periph_release_locked_buses(periph: *mut sys
             destroy_periph(periph);
         }
     }
+}
+
+/// Milliseconds after which cam_periph_alloc(9) has no memory, 0 for never.
+pub static REFUSE_DELAY_MS: AtomicU32 = AtomicU32::new(0);
+static IS_REFUSING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a driver was kept waiting so.
+pub fn is_refusing() -> bool {
+    IS_REFUSING.load(Ordering::SeqCst)
 }
 
 /// Milliseconds that the thread which frees a periph is held up where it has

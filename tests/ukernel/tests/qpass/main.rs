@@ -1336,7 +1336,8 @@ fn whatever_happens_nothing_is_left() {
         ("CAM device lock", "qpass room"),
         ("qpass room", "qpass queue"),
     ];
-    assert_eq!(orders, wanted);
+    // The last is that of a call that waits for room, which may not have come.
+    assert!(orders == wanted || orders == wanted[..2], "{orders:?}");
 }
 
 /// One program: opens and closes, queues good and bad CCBs, reaps, waits.
