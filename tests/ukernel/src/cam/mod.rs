@@ -212,10 +212,24 @@ pub static PERIPH_DRIVERS: AtomicPtr<*mut *mut sys::periph_driver> =
 pub(crate) fn place_periph_drivers(variable: usize) {
     PERIPH_DRIVERS.store(variable as *mut _, Ordering::SeqCst);
     let mut drivers = EDT.drivers.lock().unwrap();
-    if drivers.array.is_empty() {
-        drivers.array.push(0);
-    }
+    begin(&mut drivers);
     publish(&mut drivers);
+}
+
+/// cam_xpt.c and scsi_xpt.c: drivers that every kernel has.
+fn begin(drivers: &mut Drivers) {
+    if !drivers.array.is_empty() {
+        return;
+    }
+    for name in [c"xpt", c"probe"] {
+        // SAFETY: plain data, of a driver without routines.
+        let mut driver: sys::periph_driver = unsafe { core::mem::zeroed() };
+        driver.driver_name = name.as_ptr().cast_mut();
+        let driver: *mut _ = Box::leak(Box::new(driver));
+        drivers.array.push(driver as usize);
+    }
+    drivers.count = drivers.array.len();
+    drivers.array.push(0);
 }
 
 fn publish(drivers: &mut Drivers) {
@@ -1994,6 +2008,7 @@ pub fn register_empty_driver(name: &'static CStr) {
     let mut driver: sys::periph_driver = unsafe { core::mem::zeroed() };
     driver.driver_name = name.as_ptr().cast_mut();
     let mut drivers = EDT.drivers.lock().unwrap();
+    begin(&mut drivers);
     let count = drivers.count;
     drivers.array.truncate(count);
     drivers.array.push(Box::into_raw(Box::new(driver)) as usize);

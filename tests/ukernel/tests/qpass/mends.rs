@@ -38,6 +38,7 @@ tests! {
     a_page_without_contents_is_not_made_dirty;
     an_abort_takes_one_of_several_with_the_same_ccb;
     the_callback_for_a_new_device_has_returned_when_the_module_goes;
+    the_entry_of_a_driver_that_left_can_be_followed;
 }
 
 /// F1: what is longer than CAM copies is mapped where the process has it, and a
@@ -669,4 +670,24 @@ fn the_callback_for_a_new_device_has_returned_when_the_module_goes() {
     cam::REFUSE_DELAY_MS.store(0, Ordering::SeqCst);
     cam::detach(&second);
     cam::settle();
+}
+
+/// Beside F4: a walk by drivers looks whether an entry is NULL, waits for the
+/// topology lock, and follows it (cam_xpt.c, xptpdrvtraverse(), xptpdperiphtraverse()).
+fn the_entry_of_a_driver_that_left_can_be_followed() {
+    let (machine, module) = boot(Config::default());
+    let at = cam::listed_drivers().len() - 1;
+    // SAFETY: the variable has its place, and the array lives as long as CAM.
+    let array = unsafe { *cam::PERIPH_DRIVERS.load(Ordering::SeqCst) };
+    // SAFETY: as many entries as were listed, and NULL behind them.
+    let entry = || unsafe { array.add(at).read_volatile() };
+    let own = entry();
+    assert!(!own.is_null());
+    machine.unload(module);
+    let left = entry();
+    assert!(
+        !left.is_null(),
+        "a walk that has seen the entry follows NULL"
+    );
+    assert_ne!(left, own, "a walk that comes now meets a driver that left");
 }
