@@ -39,6 +39,8 @@ tests! {
     an_abort_takes_one_of_several_with_the_same_ccb;
     the_callback_for_a_new_device_has_returned_when_the_module_goes;
     the_entry_of_a_driver_that_left_can_be_followed;
+    a_cdb_by_pointer_is_one_of_scsis;
+    a_namespace_with_larger_blocks_moves_no_more_than_there_is_room_for;
 }
 
 /// F1: what is longer than CAM copies is mapped where the process has it, and a
@@ -690,4 +692,46 @@ fn the_entry_of_a_driver_that_left_can_be_followed() {
         "a walk that has seen the entry follows NULL"
     );
     assert_ne!(left, own, "a walk that comes now meets a driver that left");
+}
+
+/// CAM_CDB_POINTER means something to XPT_SCSI_IO and XPT_CONT_TARGET_IO alone: a
+/// CCB of another opcode has no place for a pointer, and none of the kernel's comes
+/// back in it.
+fn a_cdb_by_pointer_is_one_of_scsis() {
+    let (mut machine, module, fd) = boot_open(Config::default());
+    let mut command = Command::new(&mut machine, 8192);
+    for func_code in [
+        sys::XPT_NOOP,
+        sys::XPT_ATA_IO,
+        sys::XPT_NVME_IO,
+        sys::XPT_RESET_DEV,
+        sys::XPT_CALC_GEOMETRY,
+    ] {
+        command.immediate(func_code);
+        command.hdr().flags = sys::CAM_DIR_NONE | sys::CAM_CDB_POINTER;
+        command.hdr().timeout = 10_000;
+        if func_code == sys::XPT_ATA_IO {
+            command.ccb.ccb_mut().ataio.cmd.command = 0xe5;
+        }
+        command.send(&mut machine, fd).expect("send");
+        let at = core::mem::offset_of!(sys::ccb_scsiio, cdb_io);
+        let found = &command.ccb.bytes()[at..at + 8];
+        assert_eq!(found, [0; 8], "{func_code:#x}: an address of the kernel's");
+    }
+    end(machine, module, fd);
+}
+
+/// M6: what fitted the blocks of before and does not fit those of now is refused:
+/// FORMAT NVM makes them larger, and the controller would move more than there is
+/// memory for.
+fn a_namespace_with_larger_blocks_moves_no_more_than_there_is_room_for() {
+    let (mut machine, module, fd) = boot_open(Config::of(Model::NVME));
+    let mut command = Command::new(&mut machine, 8192);
+    let at = command.data.address();
+    build(&mut command, Protocol::Nvme, false, at, 4096);
+    assert_eq!(by_each_call(&mut machine, fd, &mut command), TAKEN);
+    *machine.disk().identify.lock().unwrap() = formatted(12, 0);
+    let answers = by_each_call(&mut machine, fd, &mut command);
+    assert_eq!(answers, [Err(EINVAL); 3], "8 blocks of 4096 bytes");
+    end(machine, module, fd);
 }
