@@ -47,7 +47,8 @@ impl Unit {
             Self::copyin_cdb(ccb, &mut cdb)?;
         }
         let addresses = operation.transfers.map(|t| t.map(|t| ccb.data(t.field)));
-        let has_long_cdb = ccb.hdr().flags & sys::CAM_CDB_POINTER != 0;
+        // Another opcode has no place for it, and would bring the address back.
+        let has_long_cdb = ccb.has(Field::Scsi) && ccb.hdr().flags & sys::CAM_CDB_POINTER != 0;
         ccb.build(&operation);
         if has_long_cdb {
             ccb.set_cdb_pointer(&mut cdb);

@@ -175,6 +175,11 @@ impl Namespace {
         self.format.store(Self::CHANGED, Ordering::Relaxed);
     }
 
+    /// CAM has asked it how it is formatted.
+    fn relearn(&self) {
+        self.format.store(0, Ordering::Relaxed);
+    }
+
     fn learn(&self, format: nvme::Format) {
         let flag = |is_set: bool, flag: u64| if is_set { flag } else { 0 };
         let word = u64::from(format.block)
@@ -223,6 +228,13 @@ impl Unit {
             check(self.ask_format(periph, namespace))
         })?;
         Ok(format_use)
+    }
+
+    /// CAM knows more of the device than it did.
+    fn relearn(&self) {
+        if let Some(namespace) = &self.namespace {
+            namespace.relearn();
+        }
     }
 
     /// Asks how the namespace is formatted: CAM, or after a command of this driver's
@@ -672,6 +684,12 @@ unsafe extern "C" fn async_entry(
         return;
     }
     if data.is_null() || module::is_unloading() {
+        return;
+    }
+    // SAFETY: the callback's own arguments; CAM calls with the device lock held.
+    if let Some(unit) = unsafe { DRIVER.unit_of::<Unit>(path) } {
+        // It was probed anew.
+        unit.relearn();
         return;
     }
     // SAFETY: the callback's own arguments.

@@ -44,7 +44,7 @@ const FUNCTIONS: &[&str] = &[
     "seldrain",
     "taskqueue_(enqueue|drain)",
     "periphdriver_(un)?register",
-    "cam_periph_(alloc|acquire|doacquire|release|release_locked_buses|invalidate)",
+    "cam_periph_(alloc|acquire|find|doacquire|release|release_locked_buses|invalidate)",
     "cam_(periph|compat)_ioctl",
     "cam_periph_(async|error|runccb|getccb|mapmem|unmapmem)",
     "cam_release_devq",

@@ -38,7 +38,7 @@ pub fn functions() -> Vec<Export> {
             xpt_register_async, xpt_async, xpt_alloc_ccb, xpt_free_ccb, xpt_setup_ccb_flags,
             xpt_merge_ccb, xpt_action, xpt_release_ccb, xpt_freeze_devq, xpt_release_devq,
             periphdriver_register, periphdriver_unregister,
-            cam_periph_alloc, cam_periph_acquire, cam_periph_release, cam_periph_release_locked, cam_periph_release_locked_buses, cam_periph_invalidate,
+            cam_periph_alloc, cam_periph_find, cam_periph_acquire, cam_periph_release, cam_periph_release_locked, cam_periph_release_locked_buses, cam_periph_invalidate,
             cam_periph_async, cam_periph_getccb, cam_periph_runccb, cam_periph_error,
             cam_periph_mapmem, cam_periph_unmapmem, cam_release_devq,
             cam_periph_ioctl, cam_compat_ioctl, xpt_getattr,

@@ -132,6 +132,11 @@ impl Module {
     fn release(&mut self) {
         REGISTERED.store(core::ptr::null_mut(), Ordering::SeqCst);
         sysctl::unregister_all();
+        run(&self.sysuninits);
+        // The linker frees the file now, whoever is in it: whoever returns to it
+        // faults. What is checked below may look at its data.
+        // SAFETY: the arena is the module's own.
+        unsafe { libc::mprotect(self.arena.cast(), ARENA, libc::PROT_READ) };
         task::drain();
         let selectors = kqueue::selectors();
         if selectors != 0 {
@@ -145,7 +150,6 @@ impl Module {
         }
         devstat::check_clean();
         crate::vm::check_clean();
-        run(&self.sysuninits);
         let start = self.arena as usize;
         cam::check_clean(start..start + ARENA);
         // Whoever still calls it faults.

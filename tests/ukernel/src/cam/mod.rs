@@ -212,10 +212,24 @@ pub static PERIPH_DRIVERS: AtomicPtr<*mut *mut sys::periph_driver> =
 pub(crate) fn place_periph_drivers(variable: usize) {
     PERIPH_DRIVERS.store(variable as *mut _, Ordering::SeqCst);
     let mut drivers = EDT.drivers.lock().unwrap();
-    if drivers.array.is_empty() {
-        drivers.array.push(0);
-    }
+    begin(&mut drivers);
     publish(&mut drivers);
+}
+
+/// cam_xpt.c and scsi_xpt.c: drivers that every kernel has.
+fn begin(drivers: &mut Drivers) {
+    if !drivers.array.is_empty() {
+        return;
+    }
+    for name in [c"xpt", c"probe"] {
+        // SAFETY: plain data, of a driver without routines.
+        let mut driver: sys::periph_driver = unsafe { core::mem::zeroed() };
+        driver.driver_name = name.as_ptr().cast_mut();
+        let driver: *mut _ = Box::leak(Box::new(driver));
+        drivers.array.push(driver as usize);
+    }
+    drivers.count = drivers.array.len();
+    drivers.array.push(0);
 }
 
 fn publish(drivers: &mut Drivers) {
@@ -1256,6 +1270,33 @@ fn driver_named(name: *const c_char) -> *mut sys::periph_driver {
     broken("a periph of a driver that is not registered");
 }
 
+/// The driver's unit on the device of a path, going or not; its lock is held.
+pub(crate) unsafe extern "C" fn cam_periph_find(
+    path: *mut sys::cam_path,
+    name: *mut c_char,
+) -> *mut sys::cam_periph {
+    let device = &of(path).device;
+    mtx_assert_owned(device.mtx, "cam_periph_find");
+    xpt_find(device, name)
+}
+
+fn xpt_find(device: &Device, name: *mut c_char) -> *mut sys::cam_periph {
+    let state = device.state.lock().unwrap();
+    // SAFETY: a periph on the device's list is alive; names are NUL-ended.
+    let is_named = |periph: &&usize| unsafe {
+        let periph = **periph as *mut sys::cam_periph;
+        CStr::from_ptr((*periph).periph_name) == CStr::from_ptr(name)
+    };
+    let found = state.periphs.iter().find(is_named);
+    found.map_or(core::ptr::null_mut(), |periph| *periph as *mut _)
+}
+
+/// A device was probed anew: nvme_xpt.c, nvme_probe_done(), says so as of a new one.
+pub fn probe_again(device: &Arc<Device>) {
+    put_event(device, sys::AC_FOUND_DEVICE, getdev(device));
+    settle();
+}
+
 /// Periphs alive.
 pub static PERIPHS: AtomicU32 = AtomicU32::new(0);
 
@@ -1274,6 +1315,12 @@ pub(crate) unsafe extern "C" fn cam_periph_alloc(
     let device = of(path).device.clone();
     mtx_assert_owned(device.mtx, "cam_periph_alloc");
     let driver = driver_named(name);
+    let ms = REFUSE_DELAY_MS.load(Ordering::SeqCst);
+    if ms != 0 {
+        IS_REFUSING.store(true, Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(ms.into()));
+        return sys::CAM_RESRC_UNAVAIL;
+    }
     // SAFETY: the kernel's own periphs and the module's driver, under the
     // locks that CAM has for them.
     unsafe {
@@ -1450,6 +1497,15 @@ pub(crate) unsafe extern "C" fn cam_periph_release_locked_buses(periph: *mut sys
             destroy_periph(periph);
         }
     }
+}
+
+/// Milliseconds after which cam_periph_alloc(9) has no memory, 0 for never.
+pub static REFUSE_DELAY_MS: AtomicU32 = AtomicU32::new(0);
+static IS_REFUSING: AtomicBool = AtomicBool::new(false);
+
+/// Whether a driver was kept waiting so.
+pub fn is_refusing() -> bool {
+    IS_REFUSING.load(Ordering::SeqCst)
 }
 
 /// Milliseconds that the thread which frees a periph is held up where it has
@@ -1979,6 +2035,7 @@ pub fn register_empty_driver(name: &'static CStr) {
     let mut driver: sys::periph_driver = unsafe { core::mem::zeroed() };
     driver.driver_name = name.as_ptr().cast_mut();
     let mut drivers = EDT.drivers.lock().unwrap();
+    begin(&mut drivers);
     let count = drivers.count;
     drivers.array.truncate(count);
     drivers.array.push(Box::into_raw(Box::new(driver)) as usize);

@@ -227,9 +227,16 @@ fn an_outstanding_request_costs_what_the_page_says() {
         );
         // The zones come with the first request.
         command.queue(&mut machine, fd).expect("queue");
-        // What the open before has left is freed later.
+        // What the open before has left is freed later, by whoever had it last.
+        machine.device().wait_returned();
         ukernel::task::drain();
-        let before = memory::in_use("qpass");
+        let in_use = || memory::in_use("qpass");
+        wait_until("nothing more is freed", || {
+            let before = in_use();
+            std::thread::sleep(Duration::from_millis(10));
+            in_use() == before
+        });
+        let before = in_use();
         let bounce = sysctl::value("0.bounce_bytes").expect("a counter");
         command.queue(&mut machine, fd).expect("queue");
         let bounce = sysctl::value("0.bounce_bytes").expect("a counter") - bounce;

@@ -37,6 +37,10 @@ tests! {
     a_namespace_that_was_formatted_anew_is_asked_again;
     a_page_without_contents_is_not_made_dirty;
     an_abort_takes_one_of_several_with_the_same_ccb;
+    the_callback_for_a_new_device_has_returned_when_the_module_goes;
+    the_entry_of_a_driver_that_left_can_be_followed;
+    a_cdb_by_pointer_is_one_of_scsis;
+    a_namespace_with_larger_blocks_moves_no_more_than_there_is_room_for;
 }
 
 /// F1: what is longer than CAM copies is mapped where the process has it, and a
@@ -175,48 +179,52 @@ fn a_refusal_wakes_nobody() {
     machine.unload(module);
 }
 
-/// H1: one thread is refused for the device's bytes again and again; another
-/// one's request, on the same open, is always within the limits.
+/// H1: one thread is refused for the device's bytes again and again; the requests
+/// of another one, on the same open or not, are always within the limits. In single
+/// steps, so that whatever a refusal leaves behind for an instant is seen.
 fn a_refused_request_keeps_no_other_thread_out() {
     let (machine, module) = boot(Config::default());
-    sysctl::set("device_max_bytes", 4096);
     let process = machine.process();
-    let fd = process.open(NODE, RDWR).expect("open");
     let mut sys = Shared(&machine);
-    control::limit(&mut sys, fd, 2, 0).expect("limit");
+    let [hog, refused, other] = [(); 3].map(|()| process.open(NODE, RDWR).expect("open"));
     let commands = reads(&mut sys, 2);
-    commands[0].queue(&mut sys, fd).expect("queue");
-    wait_until("it is done", || sysctl::value("0.outstanding") == Some(0));
-    commands[0].get(&mut sys, fd).expect("get");
-    // The other open's: it keeps the device's bytes.
-    let hog = process.open(NODE, RDWR).expect("open");
+    // It has the device's bytes.
+    sysctl::set("device_max_bytes", 4096);
     commands[0].queue(&mut sys, hog).expect("queue");
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let (machine, stop) = (&machine, &stop);
-        let again = commands[1].ccb.address();
-        for _ in 0..2 {
-            scope.spawn(move || {
-                while !stop.load(Ordering::SeqCst) {
-                    let answer = machine.process().ioctl(fd, sys::QPC_CAMIOQUEUE, again);
-                    assert_eq!(answer, Err(EAGAIN));
+    wait_until("it is done", || sysctl::value("0.outstanding") == Some(0));
+    let again = commands[1].ccb.address();
+    for (fd, device_limit, rounds) in [(refused, 1024, 120), (other, 2, 60)] {
+        sysctl::set("device_max_requests", device_limit);
+        control::limit(&mut sys, fd, 1, 0).expect("limit");
+        let stop = AtomicBool::new(false);
+        let (kept_out, _) = ukernel::count::count(|| {
+            std::thread::scope(|scope| {
+                let (machine, stop) = (&machine, &stop);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::SeqCst) {
+                        let queue = sys::QPC_CAMIOQUEUE;
+                        let answer = machine.process().ioctl(refused, queue, again);
+                        assert_eq!(answer, Err(EAGAIN));
+                    }
+                });
+                let mut command = Command::new(&mut sys, 0);
+                let mut kept_out = 0;
+                for _ in 0..rounds {
+                    command.immediate(sys::XPT_NOOP);
+                    match command.queue(&mut sys, fd) {
+                        Ok(()) => command.get(&mut sys, fd).expect("get"),
+                        Err(_) => kept_out += 1,
+                    }
                 }
-            });
-        }
-        let mut command = Command::new(&mut sys, 0);
-        let mut refused = 0;
-        for _ in 0..5000 {
-            command.immediate(sys::XPT_NOOP);
-            match command.queue(&mut sys, fd) {
-                Ok(()) => command.get(&mut sys, fd).expect("get"),
-                Err(_) => refused += 1,
-            }
-        }
-        stop.store(true, Ordering::SeqCst);
-        assert_eq!(refused, 0, "refused because of a request that was refused");
-    });
-    process.close(hog);
-    process.close(fd);
+                stop.store(true, Ordering::SeqCst);
+                kept_out
+            })
+        });
+        assert_eq!(kept_out, 0, "refused because of a request that was refused");
+    }
+    for fd in [hog, refused, other] {
+        process.close(fd);
+    }
     machine.unload(module);
 }
 
@@ -649,4 +657,81 @@ fn an_abort_takes_one_of_several_with_the_same_ccb() {
     assert_eq!(ended, [3, 1]);
     machine.close(fd);
     machine.unload(module);
+}
+
+/// L5: the event thread is in the driver's callback, which has no unit to show for
+/// it, while the module is unloaded.
+fn the_callback_for_a_new_device_has_returned_when_the_module_goes() {
+    let (_machine, module) = boot(Config::default());
+    cam::REFUSE_DELAY_MS.store(200, Ordering::SeqCst);
+    let disk = ukernel::disk::RamDisk::new("SECOND", Config::default());
+    let second = cam::attach((0, 1, 0), disk);
+    wait_until("it is in cam_periph_alloc()", cam::is_refusing);
+    assert!(module.unload().is_ok());
+    cam::settle();
+    cam::REFUSE_DELAY_MS.store(0, Ordering::SeqCst);
+    cam::detach(&second);
+    cam::settle();
+}
+
+/// Beside F4: a walk by drivers looks whether an entry is NULL, waits for the
+/// topology lock, and follows it (cam_xpt.c, xptpdrvtraverse(), xptpdperiphtraverse()).
+fn the_entry_of_a_driver_that_left_can_be_followed() {
+    let (machine, module) = boot(Config::default());
+    let at = cam::listed_drivers().len() - 1;
+    // SAFETY: the variable has its place, and the array lives as long as CAM.
+    let array = unsafe { *cam::PERIPH_DRIVERS.load(Ordering::SeqCst) };
+    // SAFETY: as many entries as were listed, and NULL behind them.
+    let entry = || unsafe { array.add(at).read_volatile() };
+    let own = entry();
+    assert!(!own.is_null());
+    machine.unload(module);
+    let left = entry();
+    assert!(
+        !left.is_null(),
+        "a walk that has seen the entry follows NULL"
+    );
+    assert_ne!(left, own, "a walk that comes now meets a driver that left");
+}
+
+/// CAM_CDB_POINTER means something to XPT_SCSI_IO alone: a CCB of another opcode has no place for a pointer, and none of the kernel's comes
+/// back in it.
+fn a_cdb_by_pointer_is_one_of_scsis() {
+    let (mut machine, module, fd) = boot_open(Config::default());
+    let mut command = Command::new(&mut machine, 8192);
+    for func_code in [
+        sys::XPT_NOOP,
+        sys::XPT_ATA_IO,
+        sys::XPT_NVME_IO,
+        sys::XPT_RESET_DEV,
+        sys::XPT_CALC_GEOMETRY,
+    ] {
+        command.immediate(func_code);
+        command.hdr().flags = sys::CAM_DIR_NONE | sys::CAM_CDB_POINTER;
+        command.hdr().timeout = 10_000;
+        if func_code == sys::XPT_ATA_IO {
+            command.ccb.ccb_mut().ataio.cmd.command = 0xe5;
+        }
+        command.send(&mut machine, fd).expect("send");
+        let at = core::mem::offset_of!(sys::ccb_scsiio, cdb_io);
+        let found = &command.ccb.bytes()[at..at + 8];
+        assert_eq!(found, [0; 8], "{func_code:#x}: an address of the kernel's");
+    }
+    end(machine, module, fd);
+}
+
+/// M6: what fitted the blocks of before and does not fit those of now is refused:
+/// FORMAT NVM makes them larger, and the controller would move more than there is
+/// memory for.
+fn a_namespace_with_larger_blocks_moves_no_more_than_there_is_room_for() {
+    let (mut machine, module, fd) = boot_open(Config::of(Model::NVME));
+    let mut command = Command::new(&mut machine, 8192);
+    let at = command.data.address();
+    build(&mut command, Protocol::Nvme, false, at, 4096);
+    assert_eq!(by_each_call(&mut machine, fd, &mut command), TAKEN);
+    *machine.disk().identify.lock().unwrap() = formatted(12, 0);
+    cam::probe_again(machine.device());
+    let answers = by_each_call(&mut machine, fd, &mut command);
+    assert_eq!(answers, [Err(EINVAL); 3], "8 blocks of 4096 bytes");
+    end(machine, module, fd);
 }
