@@ -26,7 +26,8 @@ impl Unit {
     /// # Errors
     /// `EACCES`: the data is not the process's memory; `EFAULT`: nor is the
     /// CDB, or not any more; `EINVAL`, `ENODEV`: see [`Operation::parse`];
-    /// `E2BIG`: the transfer is longer than the device takes; `ENXIO`: the
+    /// `E2BIG`: the transfer is longer than the device takes; `EBUSY`: see
+    /// [`check_nvme`](Self::check_nvme) and [`begin_probe`](Self::begin_probe); `ENXIO`: the
     /// device is gone; `EPERM`: see [`Request::check_physical`].
     pub fn command(&self, open: &Shared<Open>, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
         let operation = Operation::parse(&ccb.fields())?;
@@ -42,9 +43,9 @@ impl Unit {
             return self.command_mmc(open, ccb, &operation);
         }
         let saved = ccb.saved();
-        let mut cdb = [0; u8::MAX as usize];
+        let mut cdb = [0; LONGEST_CDB];
         if ccb.has(Field::Scsi) {
-            Self::copyin_cdb(ccb, &mut cdb)?;
+            self.copyin_cdb(ccb, &mut cdb)?;
         }
         let addresses = operation.transfers.map(|t| t.map(|t| ccb.data(t.field)));
         // Another opcode has no place for it, and would bring the address back.
@@ -188,13 +189,27 @@ impl Unit {
     }
 
     fn run(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
+        if route == Route::UserCcb {
+            self.begin_probe()?;
+            let ran = self.run_now(open, ccb, route);
+            self.end_probe();
+            return ran;
+        }
+        self.run_now(open, ccb, route)
+    }
+
+    fn run_now(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
         let hdr = ccb.hdr();
         let priority = ioctl::priority(hdr.func_code, hdr.pinfo.priority);
         let mut own = (!matches!(route, Route::Device | Route::Mmc)).then(OwnCcb::alloc);
         let mut held = open.periph().lock();
+        let mut taken = self.check_openings(ccb, &held);
         if self.state.get(&mut held).gone {
+            taken = Err(ENXIO);
+        }
+        if taken.is_err() {
             drop::<Held>(held);
-            return Err(ENXIO);
+            return taken;
         }
         let stats = &self.room.stats;
         stats.submit(1);
@@ -231,15 +246,29 @@ impl Unit {
         Ok(())
     }
 
-    /// The synchronous call takes a CDB of any length by pointer.
-    fn copyin_cdb(ccb: &mut Ccb, cdb: &mut [u8; u8::MAX as usize]) -> Result {
-        let len = usize::from(ccb.csio().cdb_len);
-        if ccb.hdr().flags & sys::CAM_CDB_POINTER != 0 {
-            ccb.cdb_pointer().copyin(&mut cdb[..len])?;
-            ccb.set_cdb_pointer(cdb);
-        } else if len > sys::IOCDBLEN as usize {
+    /// The synchronous call takes a CDB by pointer that is as long as the SIM has room
+    /// for.
+    ///
+    /// # Errors
+    /// `EFAULT`; `EINVAL`: too long.
+    fn copyin_cdb(&self, ccb: &mut Ccb, cdb: &mut [u8; LONGEST_CDB]) -> Result {
+        let len = ccb.csio().cdb_len;
+        let is_elsewhere = ccb.hdr().flags & sys::CAM_CDB_POINTER != 0;
+        let longest = if is_elsewhere {
+            self.longest_cdb
+        } else {
+            sys::IOCDBLEN as u8
+        };
+        if len > longest {
             return Err(EINVAL);
+        }
+        if is_elsewhere {
+            ccb.cdb_pointer().copyin(&mut cdb[..usize::from(len)])?;
+            ccb.set_cdb_pointer(cdb);
         }
         Ok(())
     }
 }
+
+/// Bytes of the longest CDB of all.
+const LONGEST_CDB: usize = 32;

@@ -10,7 +10,7 @@ use crate::{
         cdev::{DevSw, Node, Thread},
         devstat::{DevStat, Started},
         driver::{self, Driver, Routines},
-        errno::{EBUSY, ENXIO, Result},
+        errno::{EBUSY, EINVAL, ENXIO, Result},
         fifo::Fifo,
         list::List,
         periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
@@ -30,7 +30,7 @@ use crate::{
 };
 use core::{
     ffi::{CStr, c_int, c_void},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 use sys_bindings as sys;
 
@@ -64,6 +64,10 @@ static ROUTINES: Routines = Routines {
 pub struct Unit {
     pub(crate) maxio: u32,
     pub(crate) unmapped: bool,
+    /// Bytes of the longest CDB that the SIM has room for.
+    pub(crate) longest_cdb: u8,
+    /// An XPT_REPROBE_LUN is outstanding.
+    probes: AtomicBool,
     /// The SIM answers no XPT_ABORT, and keeps none.
     pub(crate) forgets_aborts: bool,
     /// Abort CCBs that the SIM has not answered.
@@ -342,6 +346,8 @@ impl Unit {
         let unit = Unit {
             maxio,
             unmapped: inq.unmapped,
+            longest_cdb: inq.longest_cdb,
+            probes: AtomicBool::new(false),
             forgets_aborts: inq.forgets_aborts,
             kept,
             namespace,
@@ -509,23 +515,66 @@ impl Unit {
         Ok(())
     }
 
+    /// Takes the one turn that there is to have the device probed: its own driver
+    /// waits meanwhile, and would for as long as a program goes on asking. It is given
+    /// back by [`end_probe`](Self::end_probe).
+    ///
+    /// # Errors
+    /// `EBUSY`: it is being probed.
+    pub fn begin_probe(&self) -> Result {
+        if self.probes.swap(true, Ordering::SeqCst) {
+            return Err(EBUSY);
+        }
+        Ok(())
+    }
+
+    /// It was probed.
+    pub fn end_probe(&self) {
+        self.probes.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the SIM has slots for the openings that an XPT_REL_SIMQ asks for.
+    ///
+    /// # Errors
+    /// `EINVAL`: no.
+    pub fn check_openings(&self, ccb: &Ccb, held: &Held<'_>) -> Result {
+        if ccb.hdr().func_code != sys::XPT_REL_SIMQ {
+            return Ok(());
+        }
+        match ccb.fields().openings {
+            Some(openings) if openings > held.sim_openings() => Err(EINVAL),
+            _ => Ok(()),
+        }
+    }
+
     /// Queues a request, or answers it at once.
     ///
     /// # Errors
-    /// `ENXIO`: the device is gone.
+    /// `ENXIO`: the device is gone; `EBUSY`: see [`begin_probe`](Self::begin_probe);
+    /// `EINVAL`: see [`check_openings`](Self::check_openings).
     pub fn submit(&self, mut request: ZoneBox<Request>) -> Result {
         let open = request.open().clone();
         let route = request.route();
         match route {
             Route::Device => return self.submit_all(&open, Fifo::of(request)),
-            Route::UserCcb => open.queue.admit_one(&request),
+            Route::UserCcb => {
+                self.begin_probe()?;
+                open.queue.admit_one(&request);
+            }
             _ => {}
         }
         let mut held = open.periph().lock();
+        let mut taken = self.check_openings(request.ccb(), &held);
         if self.state.get(&mut held).gone {
+            taken = Err(ENXIO);
+        }
+        if taken.is_err() {
             // What is dropped is freed with no lock held.
             drop::<Held>(held);
-            return Err(ENXIO);
+            if route == Route::UserCcb {
+                self.end_probe();
+            }
+            return taken;
         }
         self.room.stats.submit(1);
         if route == Route::UserCcb {
@@ -618,6 +667,9 @@ impl Unit {
         }
         request.end_use();
         request.known().sent.clear(held);
+        if !is_device {
+            self.end_probe();
+        }
         if let Some(started) = &request.started {
             let ccb = request.ccb();
             let moved = request.moved(ccb);

@@ -4,6 +4,7 @@ use super::{
     alloc::KVec,
     devstat::DevStat,
     errno::Result,
+    mutex::check_signals,
     pages::HeldPages,
     periph::Held,
     user::{UserPtr, zeroed},
@@ -857,6 +858,13 @@ pub(super) unsafe extern "C" fn error_routine(
     cam_flags: sys::cam_flags,
     sense_flags: u32,
 ) -> c_int {
-    // SAFETY: cam_periph_runccb() calls with its own CCB and the lock held.
+    // A thread that is to handle a signal, and be it to die, waits for what is under
+    // way and for no retry of it.
+    let sense_flags = match check_signals() {
+        Ok(()) => sense_flags,
+        Err(_) => sense_flags | sys::SF_NO_RETRY | sys::SF_NO_RECOVERY,
+    };
+    // SAFETY: cam_periph_runccb() calls with its own CCB, in the thread that waits for
+    // it, and the lock held.
     unsafe { sys::cam_periph_error(ccb, cam_flags, sense_flags) }
 }

@@ -96,7 +96,7 @@ impl<T> Drop for Mutex<T> {
 /// # Errors
 /// `EINTR`: one does.
 pub fn check_signals() -> Result {
-    // SAFETY: looks at the calling thread; no lock is needed or held.
+    // SAFETY: looks at the calling thread; it takes the process's own locks.
     match unsafe { sys::sig_intr() } {
         ERESTART => Err(EINTR),
         error => check(error),

@@ -377,6 +377,17 @@ impl Held<'_> {
         self.action(ccb);
     }
 
+    /// The most commands that the SIM takes for one device at a time (cam_sim_alloc(9)):
+    /// more than that it has no slots for, ahci(4) say, and looks for them all the same.
+    pub fn sim_openings(&self) -> u32 {
+        // SAFETY: the path's bus keeps its SIM; constant since it was allocated.
+        let most = unsafe {
+            let sim = sys::xpt_path_sim(self.periph.path());
+            (*sim).max_tagged_dev_openings.max((*sim).max_dev_openings)
+        };
+        u32::try_from(most).unwrap_or(0)
+    }
+
     /// The path inquiry: the SIM's `maxio` and capabilities.
     pub fn path_inq(&mut self) -> PathInq {
         let mut ccb = Ccb::zeroed();
@@ -405,7 +416,12 @@ impl Held<'_> {
             lun: cpi.ccb_h.target_lun,
             // iscsi(4) answers no XPT_ABORT, and keeps none (iscsi_action_abort(),
             // the same in 14.2 and 15.0).
-            forgets_aborts: cpi.dev_name.map(|c| c as u8).starts_with(b"iscsi\0"),
+            longest_cdb: if LONG_CDBS.iter().any(|name| is_named(&cpi.dev_name, name)) {
+                32
+            } else {
+                sys::IOCDBLEN as u8
+            },
+            forgets_aborts: is_named(&cpi.dev_name, c"iscsi"),
         }
     }
 
@@ -491,6 +507,18 @@ impl Drop for Frozen<'_> {
 /// Bytes that a physical path has room in: devfs(5) takes no longer name.
 pub const PHYSPATH: usize = 256;
 
+/// SIMs that have room for a CDB of 32 bytes. No peripheral of CAM's sends one of more
+/// than 16, and others copy what there is: past the end of their own request, or
+/// (iscsi(4)) into an assertion. virtio_scsi(4) looks, the others have a CDB32 there
+/// (mps_sas.c, mpr_sas.c, mpi3mr_cam.c, the same in 14.2 and 15.0).
+const LONG_CDBS: [&CStr; 4] = [c"vtscsi", c"mps", c"mpr", c"mpi3mr"];
+
+/// Whether a SIM's driver is called so.
+fn is_named(dev_name: &[core::ffi::c_char], name: &CStr) -> bool {
+    let name = name.to_bytes_with_nul().iter();
+    dev_name.len() >= name.len() && name.zip(dev_name).all(|(a, b)| *a == *b as u8)
+}
+
 /// What a path inquiry tells this driver.
 pub struct PathInq {
     /// devstat(9)'s kind of interface.
@@ -505,6 +533,8 @@ pub struct PathInq {
     pub nvme: bool,
     /// The device's LUN, which is an NVMe device's namespace.
     pub lun: u64,
+    /// Bytes of the longest CDB that the SIM has room for.
+    pub longest_cdb: u8,
     /// The SIM does not answer XPT_ABORT, and has let the CCB go when it returns.
     pub forgets_aborts: bool,
 }

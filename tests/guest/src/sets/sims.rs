@@ -66,7 +66,7 @@ fn nonsense(command: &mut Command, kind: &Kind) {
     transfer(command, kind, false, 0, 8, 4096);
     match kind.protocol {
         sys::PROTO_ATA => command.ccb.ccb_mut().ataio.cmd.command = 0xff,
-        sys::PROTO_NVME => command.ccb.ccb_mut().nvmeio.cmd.opc = 0x7f,
+        sys::PROTO_NVME => command.ccb.ccb_mut().nvmeio.cmd.opc = 0x7c,
         _ => command.scsi(&[0xff, 0, 0, 0, 0, 0], sys::CAM_DIR_NONE, 0),
     }
 }

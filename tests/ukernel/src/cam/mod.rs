@@ -83,7 +83,11 @@ pub trait Sim: Send + Sync {
     }
     /// The device is pulled out: every command fails from now on.
     fn pull(&self);
-    /// Commands that the SIM takes at a time, of all its devices together.
+    /// Commands that it has slots for, of one device: cam_sim_alloc(9).
+    fn slots(&self) -> usize {
+        256
+    }
+    /// As many as this at a time, of all its devices.
     fn sim_openings(&self) -> usize {
         1 << 16
     }
@@ -390,6 +394,24 @@ fn lock_topology() {
 
 fn unlock_topology() {
     mtx_unlock(EDT.topology, "xpt_unlock_buses");
+}
+
+/// The struct that a driver reads how many commands a SIM takes from.
+pub(crate) unsafe extern "C" fn xpt_path_sim(path: *mut sys::cam_path) -> *mut sys::cam_sim {
+    static SIMS: LazyLock<Mutex<Vec<(usize, usize)>>> = LazyLock::new(Mutex::default);
+    let device = &of(path).device;
+    let id = Arc::as_ptr(device) as usize;
+    let mut sims = SIMS.lock().unwrap();
+    if let Some((_, sim)) = sims.iter().find(|(of, _)| *of == id) {
+        return *sim as *mut _;
+    }
+    // SAFETY: plain data.
+    let mut sim: Box<sys::cam_sim> = Box::new(unsafe { core::mem::zeroed() });
+    let openings = device.sim.as_ref().map_or(0, |sim| sim.slots());
+    sim.max_tagged_dev_openings = c_int::try_from(openings).unwrap_or(c_int::MAX);
+    let sim = Box::into_raw(sim);
+    sims.push((id, sim as usize));
+    sim
 }
 
 pub(crate) unsafe extern "C" fn xpt_lock_buses() {

@@ -322,7 +322,7 @@ fn abandoned(t: &mut Trial<'_>) -> Outcome {
         return Ok(());
     };
     let is_slow = t.has_monitor() && t.throttle_bytes(Disk::Scsi, 20_000);
-    let mut commands: [Command; 16] = core::array::from_fn(|_| Command::new(t.sys, 65536));
+    let mut commands: [Command; 4] = core::array::from_fn(|_| Command::new(t.sys, 65536));
     for command in &mut commands {
         command.rw10(false, 0, 128);
         let hdr = command.hdr();
