@@ -27,7 +27,7 @@ impl Unit {
     /// `EACCES`: the data is not the process's memory; `EFAULT`: nor is the
     /// CDB, or not any more; `EINVAL`, `ENODEV`: see [`Operation::parse`];
     /// `E2BIG`: the transfer is longer than the device takes; `EBUSY`: see
-    /// [`check_nvme`](Self::check_nvme) and [`begin_probe`](Self::begin_probe); `ENXIO`: the
+    /// [`check_nvme`](Self::check_nvme) and [`check_shared`](Self::check_shared); `ENXIO`: the
     /// device is gone; `EPERM`: see [`Request::check_physical`].
     pub fn command(&self, open: &Shared<Open>, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
         let operation = Operation::parse(&ccb.fields())?;
@@ -189,21 +189,11 @@ impl Unit {
     }
 
     fn run(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
-        if route == Route::UserCcb {
-            self.begin_probe()?;
-            let ran = self.run_now(open, ccb, route);
-            self.end_probe();
-            return ran;
-        }
-        self.run_now(open, ccb, route)
-    }
-
-    fn run_now(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
         let hdr = ccb.hdr();
         let priority = ioctl::priority(hdr.func_code, hdr.pinfo.priority);
         let mut own = (!matches!(route, Route::Device | Route::Mmc)).then(OwnCcb::alloc);
         let mut held = open.periph().lock();
-        let mut taken = self.check_openings(ccb, &held);
+        let mut taken = self.check_shared(ccb, &mut held);
         if self.state.get(&mut held).gone {
             taken = Err(ENXIO);
         }

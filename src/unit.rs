@@ -18,6 +18,7 @@ use crate::{
         shared::Shared,
         sysctl::{Number, Tree},
         task::{OnTaskqueueThread, run_later},
+        time::uptime,
         zone::ZoneBox,
     },
     module,
@@ -30,7 +31,7 @@ use crate::{
 };
 use core::{
     ffi::{CStr, c_int, c_void},
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 use sys_bindings as sys;
 
@@ -50,6 +51,8 @@ pub static DEVSW: DevSw = DevSw::new::<Qpass>();
 /// Commands after which a device is asked anew how many it takes at a time: CAM
 /// may have changed its mind, by tags or a full queue.
 const OPENINGS_HOLD: u32 = 64;
+/// Nanoseconds that a device has between two probes that programs ask for.
+const BETWEEN_PROBES: u64 = 1_000_000_000;
 /// The same, where it has as many as it took.
 const OPENINGS_ASK: u32 = 8;
 
@@ -66,8 +69,6 @@ pub struct Unit {
     pub(crate) unmapped: bool,
     /// Bytes of the longest CDB that the SIM has room for.
     pub(crate) longest_cdb: u8,
-    /// An XPT_REPROBE_LUN is outstanding.
-    probes: AtomicBool,
     /// The SIM answers no XPT_ABORT, and keeps none.
     pub(crate) forgets_aborts: bool,
     /// Abort CCBs that the SIM has not answered.
@@ -93,6 +94,8 @@ pub(crate) struct State {
     question: Option<KBox<Ccb>>,
     node: Option<Node>,
     pub(crate) gone: bool,
+    /// uptime(): until then the device is not probed anew.
+    probed_until: u64,
     pub(crate) opens: List<Queue>,
     last_open: u64,
 }
@@ -342,12 +345,12 @@ impl Unit {
             gone: periph.is_invalid(held),
             opens: List::new(),
             last_open: 0,
+            probed_until: 0,
         };
         let unit = Unit {
             maxio,
             unmapped: inq.unmapped,
             longest_cdb: inq.longest_cdb,
-            probes: AtomicBool::new(false),
             forgets_aborts: inq.forgets_aborts,
             kept,
             namespace,
@@ -515,34 +518,33 @@ impl Unit {
         Ok(())
     }
 
-    /// Takes the one turn that there is to have the device probed: its own driver
-    /// waits meanwhile, and would for as long as a program goes on asking. It is given
-    /// back by [`end_probe`](Self::end_probe).
+    /// What a request would do to the device for everybody, and may not.
     ///
     /// # Errors
-    /// `EBUSY`: it is being probed.
-    pub fn begin_probe(&self) -> Result {
-        if self.probes.swap(true, Ordering::SeqCst) {
-            return Err(EBUSY);
-        }
-        Ok(())
-    }
-
-    /// It was probed.
-    pub fn end_probe(&self) {
-        self.probes.store(false, Ordering::SeqCst);
-    }
-
-    /// Whether the SIM has slots for the openings that an XPT_REL_SIMQ asks for.
-    ///
-    /// # Errors
-    /// `EINVAL`: no.
-    pub fn check_openings(&self, ccb: &Ccb, held: &Held<'_>) -> Result {
-        if ccb.hdr().func_code != sys::XPT_REL_SIMQ {
-            return Ok(());
-        }
-        match ccb.fields().openings {
-            Some(openings) if openings > held.sim_openings() => Err(EINVAL),
+    /// `EINVAL`: an XPT_REL_SIMQ asks for openings that the SIM has no slots for;
+    /// `EBUSY`: the device is probed anew, or was a second ago. Its own driver waits
+    /// meanwhile, and would for as long as a program went on asking.
+    pub fn check_shared(&self, ccb: &Ccb, held: &mut Held<'_>) -> Result {
+        match ccb.hdr().func_code {
+            sys::XPT_REL_SIMQ => match ccb.fields().openings {
+                Some(openings) if openings > held.sim_openings() => Err(EINVAL),
+                _ => Ok(()),
+            },
+            sys::XPT_REPROBE_LUN => {
+                let now = uptime();
+                let is_probed = held.is_probed();
+                let until = &mut self.state.get(held).probed_until;
+                // CAM answers before it begins: for a second it may not have.
+                let is_soon = now < *until;
+                if is_probed || !is_soon {
+                    *until = now + BETWEEN_PROBES;
+                }
+                if is_probed || is_soon {
+                    Err(EBUSY)
+                } else {
+                    Ok(())
+                }
+            }
             _ => Ok(()),
         }
     }
@@ -550,30 +552,24 @@ impl Unit {
     /// Queues a request, or answers it at once.
     ///
     /// # Errors
-    /// `ENXIO`: the device is gone; `EBUSY`: see [`begin_probe`](Self::begin_probe);
-    /// `EINVAL`: see [`check_openings`](Self::check_openings).
+    /// `ENXIO`: the device is gone; `EBUSY`, `EINVAL`: see
+    /// [`check_shared`](Self::check_shared).
     pub fn submit(&self, mut request: ZoneBox<Request>) -> Result {
         let open = request.open().clone();
         let route = request.route();
         match route {
             Route::Device => return self.submit_all(&open, Fifo::of(request)),
-            Route::UserCcb => {
-                self.begin_probe()?;
-                open.queue.admit_one(&request);
-            }
+            Route::UserCcb => open.queue.admit_one(&request),
             _ => {}
         }
         let mut held = open.periph().lock();
-        let mut taken = self.check_openings(request.ccb(), &held);
+        let mut taken = self.check_shared(request.ccb(), &mut held);
         if self.state.get(&mut held).gone {
             taken = Err(ENXIO);
         }
         if taken.is_err() {
             // What is dropped is freed with no lock held.
             drop::<Held>(held);
-            if route == Route::UserCcb {
-                self.end_probe();
-            }
             return taken;
         }
         self.room.stats.submit(1);
@@ -667,9 +663,6 @@ impl Unit {
         }
         request.end_use();
         request.known().sent.clear(held);
-        if !is_device {
-            self.end_probe();
-        }
         if let Some(started) = &request.started {
             let ccb = request.ccb();
             let moved = request.moved(ccb);

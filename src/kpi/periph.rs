@@ -388,6 +388,17 @@ impl Held<'_> {
         u32::try_from(most).unwrap_or(0)
     }
 
+    /// Whether the device is being probed: cam_periph_find(9) of the periph that CAM
+    /// has on it meanwhile.
+    pub fn is_probed(&self) -> bool {
+        PROBES.iter().any(|name| {
+            // SAFETY: the device lock is held; the name is only read.
+            let probe =
+                unsafe { sys::cam_periph_find(self.periph.path(), name.as_ptr().cast_mut()) };
+            !probe.is_null()
+        })
+    }
+
     /// The path inquiry: the SIM's `maxio` and capabilities.
     pub fn path_inq(&mut self) -> PathInq {
         let mut ccb = Ccb::zeroed();
@@ -506,6 +517,10 @@ impl Drop for Frozen<'_> {
 
 /// Bytes that a physical path has room in: devfs(5) takes no longer name.
 pub const PHYSPATH: usize = 256;
+
+/// The periph drivers that probe: scsi_xpt.c, ata_xpt.c, nvme_xpt.c, mmc_xpt.c, the
+/// same in 14.2 and 15.0.
+const PROBES: [&CStr; 4] = [c"probe", c"aprobe", c"nvme_probe", c"mmcprobe"];
 
 /// SIMs that have room for a CDB of 32 bytes. No peripheral of CAM's sends one of more
 /// than 16, and others copy what there is: past the end of their own request, or

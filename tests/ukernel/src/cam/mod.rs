@@ -159,6 +159,9 @@ struct State {
     physpath: Vec<u8>,
     /// XPT_IMMEDIATE_NOTIFY CCBs, which wait for an initiator that never comes.
     notifies: Vec<usize>,
+    /// Probes that were asked for and have not ended (scsi_xpt.c, `request_ccbs`): the
+    /// first is under way.
+    probes: u32,
 }
 
 /// What a `struct cam_path *` points at here.
@@ -976,6 +979,7 @@ unsafe fn action(ccb: *mut sys::ccb) {
                 }
             }
             sys::XPT_REPROBE_LUN => {
+                probe_later(device_of(ccb));
                 done_with(ccb, sys::CAM_REQ_CMP, false);
             }
             sys::XPT_ACCEPT_TARGET_IO | sys::XPT_IMMED_NOTIFY | sys::XPT_NOTIFY_ACKNOWLEDGE => {
@@ -1302,8 +1306,45 @@ pub(crate) unsafe extern "C" fn cam_periph_find(
     xpt_find(device, name)
 }
 
+/// Milliseconds that a probe takes.
+pub static PROBE_MS: AtomicU32 = AtomicU32::new(5);
+
+/// cam_xpt.c, XPT_REPROBE_LUN is the event AC_INQ_CHANGED, which the event thread
+/// carries to scsi_xpt.c, scsi_scan_lun(): one after the other, the device frozen for
+/// all but the probe from the first to the last (proberegister(), probedone()).
+fn probe_later(device: Arc<Device>) {
+    put_work(move || {
+        let mut state = device.state.lock().unwrap();
+        state.probes += 1;
+        if state.probes > 1 {
+            return;
+        }
+        drop(state);
+        queue::freeze(&device);
+        on_xpt_taskq(move || {
+            loop {
+                let ms = PROBE_MS.load(Ordering::SeqCst);
+                std::thread::sleep(std::time::Duration::from_millis(ms.into()));
+                if device.state.lock().unwrap().probes == 1 {
+                    break;
+                }
+                device.state.lock().unwrap().probes -= 1;
+            }
+            queue::unfreeze(&device);
+            device.state.lock().unwrap().probes = 0;
+        });
+    });
+}
+
+/// What stands for the periph of a probe.
+static PROBE: [u64; 512] = [0; 512];
+
 fn xpt_find(device: &Device, name: *mut c_char) -> *mut sys::cam_periph {
     let state = device.state.lock().unwrap();
+    // SAFETY: names are NUL-ended.
+    if state.probes > 0 && unsafe { CStr::from_ptr(name) } == c"probe" {
+        return (&raw const PROBE).cast_mut().cast();
+    }
     // SAFETY: a periph on the device's list is alive; names are NUL-ended.
     let is_named = |periph: &&usize| unsafe {
         let periph = **periph as *mut sys::cam_periph;
@@ -2188,6 +2229,9 @@ pub fn check_clean(module: std::ops::Range<usize>) {
     }
     let devices = EDT.devices.lock().unwrap().clone();
     for device in devices.iter().chain([&EDT.xpt]) {
+        while device.state.lock().unwrap().probes > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         if device.has_listeners() {
             broken("an event callback of the unloaded module is registered");
         }

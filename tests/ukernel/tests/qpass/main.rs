@@ -573,6 +573,11 @@ fn a_transfer_above_the_sims_limit_is_einval() {
     }
 }
 
+/// The driver leaves a device to its own driver for a second.
+pub fn until_it_may_be_probed() {
+    std::thread::sleep(Duration::from_millis(1100));
+}
+
 /// Queued, and synchronously.
 fn both_ways(
     machine: &mut Machine,

@@ -12,7 +12,7 @@ tests! {
     high_power_commands_of_one_device_hold_up_no_other;
     openings_that_are_no_number_of_commands_are_einval;
     openings_that_the_sim_has_no_slots_for_are_einval;
-    a_device_is_probed_for_one_program_at_a_time;
+    a_device_is_probed_and_then_left_to_its_driver;
     a_long_cdb_is_for_sims_that_have_room;
     a_signal_ends_the_retries_of_a_synchronous_command;
     a_queue_that_another_driver_froze_stays_frozen;
@@ -437,36 +437,41 @@ fn unsafe_crs(command: &mut Command) -> &mut sys::ccb_relsim {
     unsafe { &mut command.ccb.ccb_mut().crs }
 }
 
-/// The disk's own driver waits while it is probed.
-fn a_device_is_probed_for_one_program_at_a_time() {
+/// The disk's own driver waits while it is probed, which begins after the answer. A
+/// program that asks again and again would have it wait for ever.
+fn a_device_is_probed_and_then_left_to_its_driver() {
     const EBUSY: i32 = sys::EBUSY as i32;
     let (mut machine, module) = boot(Config::default());
     let fd = machine.open(NODE, RDWR).expect("open");
     let mut command = Command::new(&mut machine, 0);
-    command.immediate(sys::XPT_REPROBE_LUN);
-    // The answer comes with the device lock, which is held until both were asked.
-    let mut seen_busy = false;
-    for _ in 0..1000 {
-        match command.queue(&mut machine, fd) {
-            Ok(()) => {}
-            Err(EBUSY) => {
-                seen_busy = true;
-                break;
-            }
-            Err(errno) => panic!("errno {errno}"),
+    let mut ask = |machine: &mut Machine, queued: bool| {
+        command.immediate(sys::XPT_REPROBE_LUN);
+        if !queued {
+            return command.send(machine, fd);
         }
+        command.queue(machine, fd)?;
+        assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+        command.get(machine, fd)
+    };
+    for queued in [true, false] {
+        cam::PROBE_MS.store(2500, Ordering::SeqCst);
+        assert_eq!(ask(&mut machine, queued), Ok(()));
+        assert_eq!(ask(&mut machine, !queued), Err(EBUSY), "at once");
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(ask(&mut machine, queued), Err(EBUSY), "it is probed still");
+        // What goes on asking does not put its own end off.
+        cam::PROBE_MS.store(0, Ordering::SeqCst);
+        let start = std::time::Instant::now();
+        let mut refused = 0;
+        while ask(&mut machine, queued) == Err(EBUSY) {
+            refused += 1;
+            assert!(start.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // A second behind the last look at the probe, in which the driver reads.
+        assert!(start.elapsed() > Duration::from_millis(1500), "{refused}");
+        std::thread::sleep(Duration::from_millis(1100));
     }
-    assert!(seen_busy, "so many at a time");
-    wait_until("it was probed", || {
-        sysctl::value("0.outstanding") == Some(0)
-    });
-    while command.get(&mut machine, fd).is_ok() {}
-    command.immediate(sys::XPT_REPROBE_LUN);
-    assert_eq!(command.queue(&mut machine, fd), Ok(()), "and again");
-    assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
-    command.get(&mut machine, fd).expect("get");
-    command.immediate(sys::XPT_REPROBE_LUN);
-    assert_eq!(command.send(&mut machine, fd), Ok(()), "by the other call");
     machine.close(fd);
     machine.unload(module);
 }
