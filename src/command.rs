@@ -215,7 +215,8 @@ impl Unit {
         }
         match &mut own {
             None => {
-                let mut start = held.getccb(priority);
+                let mut start = held.getccb();
+                start.ccb_mut().setup(priority, &mut held);
                 start.merge(ccb);
                 ccb::run(start.ccb_mut(), &self.devstat, &mut held);
                 ccb.take_result(start.ccb());

@@ -309,10 +309,17 @@ impl Held<'_> {
         self.periph
     }
 
-    /// cam_periph_getccb(9): sleeps, with the lock dropped, until CAM has a CCB.
-    pub fn getccb(&mut self, priority: u32) -> StartCcb {
+    /// cam_periph_getccb(9): sleeps, with the lock dropped, until CAM has a CCB. What
+    /// it is sent with is set up afterwards.
+    ///
+    /// All callers ask with one priority, CAM's own for cam_periph_ioctl(9): a caller
+    /// takes the first CCB of the periph's list only if it has the caller's priority.
+    /// With two priorities, one CCB may hide another from the thread that waits for it,
+    /// and when no opening is left all threads wait for ever.
+    pub fn getccb(&mut self) -> StartCcb {
+        const ASKED: u32 = sys::QPC_CAM_PRIORITY_NORMAL;
         // SAFETY: the device lock is held; it does not return NULL.
-        unsafe { StartCcb::from_raw(sys::cam_periph_getccb(self.periph.0.get(), priority)) }
+        unsafe { StartCcb::from_raw(sys::cam_periph_getccb(self.periph.0.get(), ASKED)) }
     }
 
     /// cam_periph_ioctl(9): the requests that every periph answers, which is

@@ -55,6 +55,7 @@ mod numbers {
     pub const SETPGID: u32 = 82;
     pub const NMOUNT: u32 = 378;
     pub const THR_NEW: u32 = 455;
+    pub const SYSCTL: u32 = 202;
     pub const PWRITE: u32 = 476;
 }
 
@@ -345,6 +346,50 @@ impl FreeBsd {
             }
             self.sleep_ms(20);
         }
+    }
+
+    /// sysctl(3) by numbers: how many bytes came.
+    fn sysctl_of(&mut self, mib: &[i32], to: &mut [u8]) -> usize {
+        let mut len = to.len();
+        let (at, to) = (mib.as_ptr() as usize, to.as_mut_ptr() as usize);
+        let args = [at, mib.len(), to, &raw mut len as usize, 0, 0];
+        // SAFETY: everything lives for the call.
+        unsafe { syscall(numbers::SYSCTL, args) }.map_or(0, |_| len)
+    }
+
+    /// Prints where in the kernel each thread of a group of processes is, by the
+    /// sysctls kern.proc.pgrp and kern.proc.kstack (a kernel with `options STACK`).
+    pub fn print_stacks(&mut self, leader: usize) {
+        const CTL_KERN: i32 = 1;
+        const KERN_PROC: i32 = 14;
+        const KERN_PROC_PGRP: i32 = 2;
+        const KERN_PROC_KSTACK: i32 = 15;
+        // Of struct kinfo_proc, and struct kinfo_kstack: sys/user.h.
+        const SIZE: usize = 1088;
+        const PID: usize = 72;
+        const STACK: usize = 8 + 1024 + 64;
+        let mut room = Memory::new(self, 1 << 16);
+        let mut stacks = Memory::new(self, 1 << 15);
+        let mib = [CTL_KERN, KERN_PROC, KERN_PROC_PGRP, leader as i32];
+        let len = self.sysctl_of(&mib, room.bytes_mut());
+        for process in room.bytes()[..len].chunks_exact(SIZE) {
+            let pid: [u8; 4] = process[PID..PID + 4].try_into().unwrap_or_default();
+            let pid = i32::from_ne_bytes(pid);
+            let mib = [CTL_KERN, KERN_PROC, KERN_PROC_KSTACK, pid];
+            let len = self.sysctl_of(&mib, stacks.bytes_mut());
+            for stack in stacks.bytes()[..len].chunks_exact(STACK) {
+                let text = &stack[8..8 + 1024];
+                let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+                let text = core::str::from_utf8(&text[..end]).unwrap_or("?");
+                for (i, frame) in text.split('\n').enumerate() {
+                    let mut line = Line::new();
+                    let _ = write!(line, "guest: stack of {pid}: {i} {frame}");
+                    self.print(line.as_str());
+                }
+            }
+        }
+        stacks.unmap(self);
+        room.unmap(self);
     }
 
     /// kldfind(2): the file's id.

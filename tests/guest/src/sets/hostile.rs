@@ -157,6 +157,7 @@ fn bounded(
     sheet.sys.lead_group(pid);
     let ended = sheet.sys.wait_ms(pid, ms);
     if !sheet.sys.end_group(pid, KILLED_MS * slow) {
+        sheet.sys.print_stacks(pid);
         return Err("UNKILLABLE");
     }
     match ended {

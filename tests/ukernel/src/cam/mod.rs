@@ -1870,6 +1870,8 @@ pub(crate) unsafe extern "C" fn cam_periph_getccb(
             let first = (*periph).ccb_list.slh_first;
             if !first.is_null() && (*first).pinfo.priority == priority {
                 (*periph).ccb_list.slh_first = (*first).periph_links.sle.sle_next;
+                // CAM leaves it; xpt_action() here wants to see that no user wrote it.
+                (*first).periph_links.sle.sle_next = core::ptr::null_mut();
                 return first.cast();
             }
             if priority < (*periph).immediate_priority {

@@ -13,6 +13,7 @@ tests! {
     openings_that_are_no_number_of_commands_are_einval;
     openings_that_the_sim_has_no_slots_for_are_einval;
     a_device_is_probed_and_then_left_to_its_driver;
+    synchronous_commands_of_any_priority_get_a_ccb;
     a_long_cdb_is_for_sims_that_have_room;
     a_signal_ends_the_retries_of_a_synchronous_command;
     a_queue_that_another_driver_froze_stays_frozen;
@@ -435,6 +436,47 @@ fn openings_that_the_sim_has_no_slots_for_are_einval() {
 fn unsafe_crs(command: &mut Command) -> &mut sys::ccb_relsim {
     // SAFETY: plain data, whichever member was written.
     unsafe { &mut command.ccb.ccb_mut().crs }
+}
+
+/// cam_periph_getccb() gives a thread the first CCB of the periph's list, and only if
+/// it has the priority that the thread asks for: with several, the openings run out in
+/// CCBs that no thread takes.
+fn synchronous_commands_of_any_priority_get_a_ccb() {
+    const THREADS: u32 = 12;
+    let (mut machine, module) = boot(Config {
+        openings: 2,
+        latency: Duration::from_micros(200),
+        ..Config::default()
+    });
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let (done, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+    let end = std::time::Instant::now() + Duration::from_millis(700);
+    let shared = &machine;
+    std::thread::scope(|scope| {
+        for i in 0..THREADS {
+            let (done, ended) = (&done, &ended);
+            scope.spawn(move || {
+                let sys = &mut Shared(shared);
+                let mut command = Command::new(sys, 4096);
+                let mut random = fastrand::Rng::with_seed(i.into());
+                while std::time::Instant::now() < end {
+                    command.rw10(false, 0, 8);
+                    command.hdr().pinfo.priority = random.u32(..);
+                    command.send(sys, fd).expect("send");
+                    assert_eq!(command.ended().status, sys::CAM_REQ_CMP);
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+                command.free(sys);
+                ended.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        wait_until("every thread got its CCBs", || {
+            ended.load(Ordering::Relaxed) == THREADS.into()
+        });
+    });
+    assert!(done.into_inner() > 100);
+    machine.close(fd);
+    machine.unload(module);
 }
 
 /// The disk's own driver waits while it is probed, which begins after the answer. A

