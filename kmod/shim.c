@@ -7,13 +7,23 @@
 #include <sys/param.h>
 #include <sys/systm.h>
 #include <sys/kernel.h>
+#include <sys/lock.h>
 #include <sys/malloc.h>
 #include <sys/module.h>
+#include <sys/mutex.h>
 #include <sys/sysctl.h>
 
 #include <vm/vm.h>
 #include <vm/pmap.h>
 #include <vm/vm_page.h>
+
+#include <cam/cam.h>
+#include <cam/cam_ccb.h>
+#include <cam/cam_periph.h>
+#include <cam/cam_queue.h>
+#include <cam/cam_sim.h>
+#include <cam/cam_xpt_periph.h>
+#include <cam/cam_xpt_internal.h>
 
 MALLOC_DEFINE(M_QPASS, "qpass", "CAM queued pass-through driver");
 
@@ -104,6 +114,29 @@ qpass_clean_page(vm_page_t *pages, int i, int n)
 	    pages[i]->object == NULL))
 		i++;
 	return (i);
+}
+
+/*
+ * Takes a CCB off the queue in which CAM has it for its device, and says whether
+ * it was there.  XPT_ABORT takes it off as well, and then counts it among the
+ * commands that the SIM has given back, which gives the device and the SIM one
+ * opening more each (cam_xpt.c, xpt_done_process()).
+ */
+int	qpass_ccb_dequeue(union ccb *ccb);
+
+int
+qpass_ccb_dequeue(union ccb *ccb)
+{
+	struct cam_ed *device = ccb->ccb_h.path->device;
+	struct cam_devq *devq = device->sim->devq;
+	int waits;
+
+	mtx_lock(&devq->send_mtx);
+	waits = ccb->ccb_h.pinfo.index > 0;
+	if (waits)
+		cam_ccbq_remove_ccb(&device->ccbq, ccb);
+	mtx_unlock(&devq->send_mtx);
+	return (waits);
 }
 
 int	qpass_modevent(module_t mod, int type, void *data);

@@ -5,7 +5,7 @@
 
 use crate::{
     kpi::{
-        abort::{self, AbortCcb, Place},
+        abort::{self, AbortCcb, Dequeued, Place, UnderWay},
         ccb::OwnCcb,
         cdev::Thread,
         driver::pause_ms_or_signal,
@@ -257,6 +257,18 @@ enum Next {
     None,
 }
 
+/// A request that a round of aborts has found, and what becomes of it.
+enum Found<'h> {
+    /// Nothing.
+    Declined,
+    /// CAM means to send it again, and sends another command in its place.
+    Replaced,
+    /// It is off CAM's queue.
+    Dequeued(Dequeued),
+    /// The SIM has it, or has not said so for long.
+    AtSim(UnderWay<'h>),
+}
+
 /// Aborts requests that CAM has, each once, some at a time. It waits for the SIM
 /// with no lock held: each until the SIM answers or the command is back, and all
 /// until a signal comes or the time is over.
@@ -345,8 +357,8 @@ impl<'a> Aborter<'a> {
     fn next(&mut self, which: Which<'_>, round: u64, slot: usize) -> Next {
         let mut ccb = self.spare.take().unwrap_or_else(AbortCcb::alloc);
         let (is_late, insists) = (self.is_late(), self.waited() >= SILENT);
-        let held = self.periph.lock();
-        // What is found in CAM's queue is there until the abort finds it.
+        let mut held = self.periph.lock();
+        // What is found in CAM's queue stays there meanwhile.
         let frozen = held.freeze();
         let state = self.unit.state.look(&held);
         let is_late = is_late || state.gone;
@@ -364,34 +376,47 @@ impl<'a> Aborter<'a> {
             }
             let _ = ticket.is_first_in(round);
             if is_declined {
-                return Some((None, 0));
+                return Some((Found::Declined, 0));
             }
+            let number = ticket.number.load(Relaxed);
             if place == Place::Recovering {
                 ticket.replace(&held);
-            } else {
-                ticket.ask_abort(&held);
+                under_way.defuse(DONE);
+                return Some((Found::Replaced, number));
             }
-            Some((Some((under_way, place)), ticket.number.load(Relaxed)))
+            if place == Place::Reachable
+                && let Some(dequeued) = under_way.dequeue(&frozen)
+            {
+                ticket.replace(&held);
+                return Some((Found::Dequeued(dequeued), number));
+            }
+            ticket.ask_abort(&held);
+            Some((Found::AtSim(under_way), number))
         };
         let found = state
             .opens
             .iter()
             .filter(|queue| which.is_of(queue))
             .find_map(|queue| Some((queue.number.load(Relaxed), queue.find(look)?)));
+        let mut dequeued = None;
         let next = match found {
             None if is_between.get() => Next::Later,
             None => Next::None,
-            Some((_, (None, _))) => Next::Ended(sys::CAM_UA_ABORT),
-            Some((_, (Some((under_way, Place::Recovering)), _))) => {
-                under_way.defuse(DONE);
+            Some((_, (Found::Declined, _))) => Next::Ended(sys::CAM_UA_ABORT),
+            Some((_, (Found::Replaced, _))) => Next::Ended(sys::CAM_REQ_CMP),
+            Some((_, (Found::Dequeued(taken), _))) => {
+                dequeued = Some(taken);
                 Next::Ended(sys::CAM_REQ_CMP)
             }
-            Some((open, (Some((under_way, _)), number))) => {
+            Some((open, (Found::AtSim(under_way), number))) => {
                 ccb.send(&under_way, &held);
                 Next::Sent((open, number))
             }
         };
         drop(frozen);
+        if let Some(dequeued) = dequeued {
+            dequeued.come_back(&mut held);
+        }
         drop::<Held>(held);
         if let Next::Sent(target) = next {
             self.out[slot] = Some(Out {

@@ -30,7 +30,7 @@ impl Unit {
     /// [`check_nvme`](Self::check_nvme) and [`check_shared`](Self::check_shared); `ENXIO`: the
     /// device is gone; `EPERM`: see [`Request::check_physical`].
     pub fn command(&self, open: &Shared<Open>, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
-        let operation = Operation::parse(&ccb.fields())?;
+        let mut operation = Operation::parse(&ccb.fields())?;
         self.longest().check_synchronous(&operation)?;
         Request::check_physical(&operation, thread)?;
         // Held until the device is through.
@@ -47,6 +47,7 @@ impl Unit {
         if ccb.has(Field::Scsi) {
             self.copyin_cdb(ccb, &mut cdb)?;
         }
+        self.refuse(ccb, &mut operation);
         let addresses = operation.transfers.map(|t| t.map(|t| ccb.data(t.field)));
         // Another opcode has no place for it, and would bring the address back.
         let has_long_cdb = ccb.has(Field::Scsi) && ccb.hdr().flags & sys::CAM_CDB_POINTER != 0;
@@ -191,7 +192,8 @@ impl Unit {
     fn run(&self, open: &Shared<Open>, ccb: &mut Ccb, route: Route) -> Result {
         let hdr = ccb.hdr();
         let priority = ioctl::priority(hdr.func_code, hdr.pinfo.priority);
-        let mut own = (!matches!(route, Route::Device | Route::Mmc)).then(OwnCcb::alloc);
+        let needs_none = matches!(route, Route::Device | Route::Mmc | Route::Refused);
+        let mut own = (!needs_none).then(OwnCcb::alloc);
         let mut held = open.periph().lock();
         let mut taken = self.check_shared(ccb, &mut held);
         if self.state.get(&mut held).gone {
@@ -203,6 +205,12 @@ impl Unit {
         }
         let stats = &self.room.stats;
         stats.submit(1);
+        if route == Route::Refused {
+            drop::<Held>(held);
+            ccb.refuse();
+            stats.complete(Outcome::of(false));
+            return Ok(());
+        }
         if let (Route::Abort, Some(own)) = (route, &mut own) {
             // The device's address, as every CCB comes back with it.
             let own = own.ccb_mut();

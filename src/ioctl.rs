@@ -255,6 +255,8 @@ pub enum Route {
     /// By aborting another request of the same open, which the CCB names by the
     /// user's address of that request's CCB.
     Abort,
+    /// By nobody: CAM would refuse it, see [`Unit::refuse`](crate::unit::Unit::refuse).
+    Refused,
     /// By an MMC device, synchronously; its data is two pointers away, see
     /// [`mmc`](crate::kpi::mmc).
     Mmc,

@@ -36,10 +36,11 @@
 //! | XPT topology | kernel | CAM's lists of drivers and their units, and CAM's references to these | load, unload, the end of a unit |
 //! | `qpass room` | device | the knotes of EVFILT_WRITE, who waits for room in QPIOC_ENTER | a freed request, where somebody waits for room; a completion, where a call waits for it or for room; departure |
 //! | `qpass queue` | open | the completions, the list of what is outstanding, the knotes of EVFILT_READ, who waits for completions in QPIOC_ENTER | submit, complete, reap, kevent |
+//! | CAM queue (`send_mtx`) | SIM | CAM's queues of what waits for a device | the cancel of a request in there |
 //!
 //! The topology lock is held together with another of these only when a unit's
-//! last reference is given back to CAM. What is taken under the last two is the
-//! kernel's own, of kqueue(2) and select(2).
+//! last reference is given back to CAM. What is taken under the last
+//! three is the kernel's own, of kqueue(2) and select(2).
 //!
 //! Counters, limits and marks that need no more are atomics: an open's and a
 //! device's account and the total, who watches for room, the list of rooms in which

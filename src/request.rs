@@ -211,13 +211,14 @@ impl Request {
         open.zones()?;
         let mut draft = Draft::copyin(open.clone(), name.user_ccb)?;
         let ccb = draft.ccb();
-        let operation = Operation::parse(&ccb.fields())?;
+        let mut operation = Operation::parse(&ccb.fields())?;
         Self::check_physical(&operation, thread)?;
         if ccb.has(Field::Scsi) {
             Self::copyin_cdb(ccb)?;
         }
         let unit = open.unit()?;
         unit.longest().check_queued(&operation)?;
+        unit.refuse(ccb, &mut operation);
         let mut format_use = None;
         if ccb.has(Field::Nvme) {
             format_use = unit.check_nvme(open.periph(), ccb, &operation, thread)?;

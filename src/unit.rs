@@ -3,7 +3,7 @@
 
 use crate::{
     buffer::{MAX_CHUNK, ZONES},
-    ioctl::{Longest, Operation, Route},
+    ioctl::{Field, Longest, Operation, Route},
     kpi::{
         alloc::{KBox, KVec},
         ccb::{self, Ccb, DoneFn, OwnCcb, Recovery, StartCcb},
@@ -31,7 +31,7 @@ use crate::{
 };
 use core::{
     ffi::{CStr, c_int, c_void},
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 use sys_bindings as sys;
 
@@ -69,6 +69,8 @@ pub struct Unit {
     pub(crate) unmapped: bool,
     /// Bytes of the longest CDB that the SIM has room for.
     pub(crate) longest_cdb: u8,
+    /// On a bus of ATA's: bytes of the longest CDB that CAM lets through.
+    longest_packet: Option<AtomicU8>,
     /// The SIM answers no XPT_ABORT, and keeps none.
     pub(crate) forgets_aborts: bool,
     /// Abort CCBs that the SIM has not answered.
@@ -238,9 +240,29 @@ impl Unit {
     }
 
     /// CAM knows more of the device than it did.
-    fn relearn(&self) {
+    fn relearn(&self, held: &mut Held<'_>) {
         if let Some(namespace) = &self.namespace {
             namespace.relearn();
+        }
+        if let Some(longest) = &self.longest_packet
+            && let Some(mut question) = self.state.get(held).question.take()
+        {
+            longest.store(held.longest_packet(&mut question), Ordering::Relaxed);
+            self.state.get(held).question = Some(question);
+        }
+    }
+
+    /// Keeps a command from CAM that it would refuse: one by a CDB for a device on a
+    /// bus of ATA's that takes none, or none so long. It ends with CAM_REQ_INVALID, as
+    /// by CAM. CAM would count it among the commands that the device has had and has
+    /// given back, so that the device and the SIM would have an opening more each time
+    /// (cam_xpt.c, xpt_done_process()).
+    pub fn refuse(&self, ccb: &Ccb, operation: &mut Operation) {
+        if let Some(longest) = &self.longest_packet
+            && ccb.has(Field::Scsi)
+            && ccb.csio().cdb_len > longest.load(Ordering::Relaxed)
+        {
+            operation.route = Route::Refused;
         }
     }
 
@@ -326,7 +348,7 @@ impl Unit {
             maxio => maxio,
         };
         let number = periph.unit_number();
-        let (devstat, room, sysctls, question, kept, namespace) = held.unlocked(|| {
+        let (devstat, room, sysctls, mut question, kept, namespace) = held.unlocked(|| {
             let room = Shared::new(Room::new());
             let sysctls = Self::sysctls(number, room.clone());
             let devstat = DevStat::new(DRIVER.name(), number, inq.devstat_type);
@@ -335,6 +357,9 @@ impl Unit {
             let namespace = inq.nvme.then(|| Shared::new(Namespace::new(inq.lun)));
             (devstat, room, sysctls, question, kept, namespace)
         });
+        let longest_packet = inq
+            .ata
+            .then(|| AtomicU8::new(held.longest_packet(&mut question)));
         let state = State {
             queued: Fifo::new(),
             sent: 0,
@@ -351,6 +376,7 @@ impl Unit {
             maxio,
             unmapped: inq.unmapped,
             longest_cdb: inq.longest_cdb,
+            longest_packet,
             forgets_aborts: inq.forgets_aborts,
             kept,
             namespace,
@@ -580,7 +606,11 @@ impl Unit {
         let priority = request.priority();
         let ccb = request.ccb_mut();
         ccb.setup(priority, &mut held);
-        if route == Route::Abort {
+        if route == Route::Refused {
+            drop::<Held>(held);
+            request.ccb_mut().refuse();
+            self.room.stats.complete(Outcome::of(false));
+        } else if route == Route::Abort {
             drop::<Held>(held);
             let status = self.abort(&open, ccb.abort_target());
             ccb.set_status(status);
@@ -732,9 +762,13 @@ unsafe extern "C" fn async_entry(
         return;
     }
     // SAFETY: the callback's own arguments; CAM calls with the device lock held.
-    if let Some(unit) = unsafe { DRIVER.unit_of::<Unit>(path) } {
+    if let Some(periph) = unsafe { DRIVER.periph_of(path) } {
         // It was probed anew.
-        unit.relearn();
+        // SAFETY: CAM calls with the device lock held.
+        let mut held = unsafe { periph.locked() };
+        if let Some(unit) = periph.softc::<Unit>() {
+            unit.relearn(&mut held);
+        }
         return;
     }
     // SAFETY: the callback's own arguments.

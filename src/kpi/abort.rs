@@ -8,7 +8,7 @@
 use super::{
     alloc::KBox,
     ccb::{Ccb, DoneFn, OwnCcb},
-    periph::{Held, PeriphRef},
+    periph::{Frozen, Held, PeriphRef},
     shared::Shared,
     task::Repeated,
 };
@@ -53,7 +53,8 @@ pub struct UnderWay<'h>(NonNull<sys::ccb>, PhantomData<&'h ()>);
 /// Where a CCB is that CAM has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In CAM's queue, or the SIM has it: XPT_ABORT reaches it.
+    /// In CAM's queue, which [`UnderWay::dequeue`] takes it off, or the SIM has it,
+    /// which XPT_ABORT reaches.
     Reachable,
     /// CAM has taken it off its queue, and the SIM has not said that it has it:
     /// it would look for its own record of it and follow what is no pointer.
@@ -64,7 +65,40 @@ pub enum Place {
     Recovering,
 }
 
+/// A CCB that CAM has no longer, and that has not come back.
+pub struct Dequeued(NonNull<sys::ccb>);
+
+impl Dequeued {
+    /// The CCB comes back as CAM would have it come back that has aborted it: the
+    /// callback that it was sent with is called, which may drop the device lock for
+    /// a while.
+    pub fn come_back(self, held: &mut Held<'_>) {
+        // SAFETY: the CCB was sent with a callback, and came off CAM's queue once: the
+        // callback is called once for it, with the device lock held, as CAM calls it.
+        unsafe {
+            let hdr = &raw mut (*self.0.as_ptr()).ccb_h;
+            (*hdr).status = sys::CAM_REQ_ABORTED;
+            let done = (*hdr).cbfcnp.expect("a CCB that was sent");
+            done(held.periph().as_ptr(), self.0.as_ptr());
+        }
+    }
+}
+
+unsafe extern "C" {
+    /// kmod/shim.c.
+    fn qpass_ccb_dequeue(ccb: *mut sys::ccb) -> core::ffi::c_int;
+}
+
 impl UnderWay<'_> {
+    /// Takes the CCB off CAM's queue, if it waits there. It is what it was sent as:
+    /// [`Place::Reachable`] only.
+    pub fn dequeue(&self, _frozen: &Frozen<'_>) -> Option<Dequeued> {
+        // SAFETY: the CCB under way is not freed before Sent::clear(), in the same
+        // hold of the device lock; its path is the periph's.
+        let waited = unsafe { qpass_ccb_dequeue(self.0.as_ptr()) } != 0;
+        waited.then_some(Dequeued(self.0))
+    }
+
     /// Where it is. `done` is what it was sent with.
     pub fn place(&self, done: DoneFn) -> Place {
         // SAFETY: the CCB under way is not freed before Sent::clear(), in the same
@@ -146,7 +180,7 @@ impl AbortCcb {
         }
     }
 
-    /// Asks CAM to abort a CCB that it [can reach](Place::Reachable).
+    /// Asks the SIM to abort a CCB that it [has](Place::Reachable).
     pub fn send(&mut self, target: &UnderWay<'_>, held: &Held<'_>) {
         assert!(!self.is_out, "an abort CCB that is under way");
         self.is_out = true;

@@ -206,6 +206,13 @@ impl Ccb {
         }
     }
 
+    /// Makes it a command that CAM has refused, and that has moved nothing.
+    pub fn refuse(&mut self) {
+        self.set_status(sys::CAM_REQ_INVALID);
+        let len = self.csio().dxfer_len;
+        self.set_not_moved(len);
+    }
+
     fn set_format(&mut self, format: u32) {
         let flags = &mut self.hdr_mut().flags;
         *flags = *flags & !sys::CAM_DATA_MASK | format;

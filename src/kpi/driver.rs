@@ -189,15 +189,12 @@ impl Driver {
         }
     }
 
-    /// cam_periph_find(9): the driver's own data on the device of a path, if it has a
-    /// unit there that is not going.
+    /// cam_periph_find(9): the driver's unit on the device of a path, if it has one that
+    /// is not going.
     ///
     /// # Safety
     /// The path's device lock is held as long as the answer is used.
-    pub unsafe fn unit_of<'a, T: Sync + 'static>(
-        &'static self,
-        path: *mut sys::cam_path,
-    ) -> Option<&'a T> {
+    pub unsafe fn periph_of<'a>(&'static self, path: *mut sys::cam_path) -> Option<&'a Periph> {
         // SAFETY: the path is the caller's; a unit that is not going has a reference
         // of CAM's, which the device lock keeps there.
         let periph = unsafe { sys::cam_periph_find(path, (*self.0.get()).driver_name) };
@@ -208,7 +205,7 @@ impl Driver {
         unsafe {
             let is_going = (*periph).flags & sys::CAM_PERIPH_INVALID != 0;
             let periph: &'a Periph = Periph::from_raw(periph);
-            if is_going { None } else { periph.softc::<T>() }
+            (!is_going).then_some(periph)
         }
     }
 

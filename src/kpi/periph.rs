@@ -46,6 +46,10 @@ impl Periph {
         unsafe { (*self.0.get()).unit_number }
     }
 
+    pub(super) fn as_ptr(&self) -> *mut sys::cam_periph {
+        self.0.get()
+    }
+
     pub(super) fn path(&self) -> *mut sys::cam_path {
         // SAFETY: written once, before the driver sees the periph.
         unsafe { (*self.0.get()).path }
@@ -440,6 +444,26 @@ impl Held<'_> {
                 sys::IOCDBLEN as u8
             },
             forgets_aborts: is_named(&cpi.dev_name, c"iscsi"),
+        }
+    }
+
+    /// Bytes of the longest CDB that CAM lets through to a device on a bus of ATA's, by
+    /// XPT_GDEV_TYPE: 12 or 16 to an ATAPI device, as it says of itself, and 0 to a disk.
+    /// ata_xpt.c, ata_action(), the same in 14.2 and 15.0.
+    pub fn longest_packet(&mut self, ccb: &mut Ccb) -> u8 {
+        ccb.hdr_mut().func_code = sys::XPT_GDEV_TYPE;
+        ccb.setup(sys::QPC_CAM_PRIORITY_NORMAL, self);
+        self.action(ccb);
+        // SAFETY: plain data that XPT_GDEV_TYPE filled in.
+        let cgd = unsafe { &(*ccb.as_ptr()).cgd };
+        let config = u32::from(cgd.ident_data.config);
+        if cgd.protocol != sys::PROTO_SCSI || config == sys::ATA_PROTO_CFA {
+            return 0;
+        }
+        match config & sys::ATA_PROTO_MASK {
+            sys::ATA_PROTO_ATAPI_12 => 12,
+            sys::ATA_PROTO_ATAPI_16 => 16,
+            _ => 0,
         }
     }
 

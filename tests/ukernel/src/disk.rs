@@ -46,6 +46,8 @@ pub struct Config {
     pub unmapped: bool,
     /// Is on a SATA bus.
     pub sata: bool,
+    /// There, takes CDBs of 12 bytes.
+    pub atapi: bool,
     /// Where its contents are kept from one machine to the next; else they
     /// begin as zeroes and go with it.
     pub file: Option<PathBuf>,
@@ -75,6 +77,7 @@ impl Default for Config {
             threads: 2,
             unmapped: false,
             sata: false,
+            atapi: false,
             file: None,
             model: Model::PLAIN,
         }
@@ -588,6 +591,10 @@ impl Sim for RamDisk {
 
     fn name(&self) -> &str {
         self.config.model.name
+    }
+
+    fn config(&self) -> u16 {
+        if self.config.atapi { 0x8580 } else { 0x0040 }
     }
 
     fn openings(&self) -> usize {

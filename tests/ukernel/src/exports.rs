@@ -34,7 +34,7 @@ pub fn functions() -> Vec<Export> {
         kqueue::{ knlist_init_mtx, knlist_destroy, knlist_add, knlist_remove, knote, selrecord, selwakeuppri, seldrain }
         sysctl::{ sysctl_handle_int, sysctl_handle_long, sysctl_handle_64, sysctl_ctx_init, sysctl_add_oid, sysctl_ctx_free }
         cam::{
-            xpt_create_path, xpt_free_path, xpt_path_mtx, xpt_path_sim, xpt_lock_buses, xpt_unlock_buses,
+            xpt_create_path, xpt_free_path, xpt_path_mtx, xpt_path_sim, camq_remove, camq_insert, xpt_lock_buses, xpt_unlock_buses,
             xpt_register_async, xpt_async, xpt_alloc_ccb, xpt_free_ccb, xpt_setup_ccb_flags,
             xpt_merge_ccb, xpt_action, xpt_release_ccb, xpt_freeze_devq, xpt_release_devq,
             periphdriver_register, periphdriver_unregister,

@@ -94,7 +94,7 @@ pub fn new_mutex(name: &'static CStr) -> *mut sys::mtx {
     mtx
 }
 
-fn init(mtx: *mut sys::mtx, name: *const c_char) {
+pub(crate) fn init(mtx: *mut sys::mtx, name: *const c_char) {
     // SAFETY: memory of the caller's.
     unsafe {
         if !(*mtx).lock_object.lo_name.is_null() {

@@ -30,7 +30,7 @@ pub use queue::{
     limit_sim, open_door, overtake_abort, overtaken_waits, release_simq, say_nothing, unfreeze,
     wait_at_door,
 };
-pub(crate) use queue::{xpt_freeze_devq, xpt_release_devq};
+pub(crate) use queue::{camq_insert, camq_remove, xpt_freeze_devq, xpt_release_devq};
 pub use script::{Ending, Scripted};
 
 use crate::{
@@ -47,7 +47,7 @@ use std::{
     collections::HashSet,
     ffi::{CStr, c_char, c_int, c_void},
     sync::{
-        Arc, LazyLock, Mutex,
+        Arc, LazyLock, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering},
     },
 };
@@ -73,6 +73,10 @@ pub trait Sim: Send + Sync {
     fn openings(&self) -> usize;
     /// The device's standard INQUIRY data.
     fn inquiry(&self) -> [u8; 36];
+    /// On a bus of ATA's, word 0 of its IDENTIFY (PACKET) DEVICE data: a disk's.
+    fn config(&self) -> u16 {
+        0x0040
+    }
     /// Its driver's name.
     fn name(&self) -> &str {
         "ram"
@@ -94,7 +98,12 @@ pub trait Sim: Send + Sync {
     /// Makes the CCB, which is zeroes and a header, a read of the device's
     /// first block into `block`.
     fn build_read(&self, ccb: &mut sys::ccb, block: &mut [u8; 512]) {
-        neighbour::read_10(ccb, block);
+        let is_ata = [sys::XPORT_ATA, sys::XPORT_SATA].contains(&self.path_inq().transport);
+        if is_ata && longest_packet(self.config()) == 0 {
+            neighbour::read_dma(ccb, block);
+        } else {
+            neighbour::read_10(ccb, block);
+        }
     }
 }
 
@@ -134,6 +143,7 @@ pub struct Device {
     /// The SIM's queue, which its other devices have too.
     devq: Arc<queue::Devq>,
     ccbq: Mutex<queue::Ccbq>,
+    structs: OnceLock<queue::Structs>,
     door: queue::Door,
     /// Paths that refer to it.
     paths: AtomicU32,
@@ -165,7 +175,10 @@ struct State {
 }
 
 /// What a `struct cam_path *` points at here.
+#[repr(C)]
 struct Path {
+    /// What C code follows.
+    cam: sys::cam_path,
     device: Arc<Device>,
     periph: *mut sys::cam_periph,
 }
@@ -202,6 +215,7 @@ static EDT: LazyLock<Edt> = LazyLock::new(|| Edt {
         sim: None,
         devq: Arc::default(),
         ccbq: Mutex::default(),
+        structs: OnceLock::new(),
         door: queue::Door::default(),
         paths: AtomicU32::new(0),
         state: Mutex::default(),
@@ -280,6 +294,21 @@ impl Device {
         !self.state.lock().unwrap().listeners.is_empty()
     }
 
+    /// CAM's own structs, as far as the module reads them.
+    fn structs(self: &Arc<Self>) -> &queue::Structs {
+        self.structs.get_or_init(|| {
+            let slots = self.sim.as_ref().map_or(0, |sim| sim.slots());
+            queue::Structs::new(self, slots)
+        })
+    }
+
+    /// Of a device on a bus of ATA's.
+    fn ata_config(&self) -> Option<u16> {
+        let sim = self.sim.as_ref()?;
+        let is_ata = [sys::XPORT_ATA, sys::XPORT_SATA].contains(&sim.path_inq().transport);
+        is_ata.then(|| sim.config())
+    }
+
     /// Hands a CCB to the SIM, which marks it as its own and has words of its own
     /// in it from then on.
     fn send_to_sim(&self, ccb: *mut sys::ccb) {
@@ -336,7 +365,10 @@ fn new_path(device: &Arc<Device>, periph: *mut sys::cam_periph) -> *mut sys::cam
     device.paths.fetch_add(1, Ordering::SeqCst);
     // SAFETY: fresh memory of that size.
     unsafe {
+        let mut cam: sys::cam_path = core::mem::zeroed();
+        (cam.periph, cam.device) = (periph, device.structs().ed);
         path.write(Path {
+            cam,
             device: device.clone(),
             periph,
         });
@@ -401,20 +433,7 @@ fn unlock_topology() {
 
 /// The struct that a driver reads how many commands a SIM takes from.
 pub(crate) unsafe extern "C" fn xpt_path_sim(path: *mut sys::cam_path) -> *mut sys::cam_sim {
-    static SIMS: LazyLock<Mutex<Vec<(usize, usize)>>> = LazyLock::new(Mutex::default);
-    let device = &of(path).device;
-    let id = Arc::as_ptr(device) as usize;
-    let mut sims = SIMS.lock().unwrap();
-    if let Some((_, sim)) = sims.iter().find(|(of, _)| *of == id) {
-        return *sim as *mut _;
-    }
-    // SAFETY: plain data.
-    let mut sim: Box<sys::cam_sim> = Box::new(unsafe { core::mem::zeroed() });
-    let openings = device.sim.as_ref().map_or(0, |sim| sim.slots());
-    sim.max_tagged_dev_openings = c_int::try_from(openings).unwrap_or(c_int::MAX);
-    let sim = Box::into_raw(sim);
-    sims.push((id, sim as usize));
-    sim
+    of(path).device.structs().sim
 }
 
 pub(crate) unsafe extern "C" fn xpt_lock_buses() {
@@ -536,6 +555,16 @@ fn getdev(device: &Device) -> Vec<u64> {
     words
 }
 
+/// ata_xpt.c, ata_action(): the longest CDB that gets through.
+fn longest_packet(config: u16) -> u8 {
+    match u32::from(config) & sys::ATA_PROTO_MASK {
+        _ if u32::from(config) == sys::ATA_PROTO_CFA => 0,
+        sys::ATA_PROTO_ATAPI_12 => 12,
+        sys::ATA_PROTO_ATAPI_16 => 16,
+        _ => 0,
+    }
+}
+
 fn fill_getdev(device: &Device, cgd: &mut sys::ccb_getdev) {
     cgd.ccb_h.status = sys::CAM_REQ_CMP;
     let namespace = device.sim.as_ref().and_then(|sim| sim.namespace());
@@ -543,6 +572,12 @@ fn fill_getdev(device: &Device, cgd: &mut sys::ccb_getdev) {
         Some(_) => sys::PROTO_NVME,
         None => sys::PROTO_SCSI,
     };
+    if let Some(config) = device.ata_config() {
+        cgd.ident_data.config = config;
+        if longest_packet(config) == 0 {
+            cgd.protocol = sys::PROTO_ATA;
+        }
+    }
     let inquiry = device.sim.as_ref().map_or([0; 36], |s| s.inquiry());
     // SAFETY: the standard data is shorter than the struct.
     unsafe {
@@ -640,6 +675,7 @@ pub fn attach(id: (u32, u32, u64), sim: Arc<dyn Sim>) -> Arc<Device> {
         mtx: lock::new_mutex(c"CAM device lock"),
         devq: shared.unwrap_or_else(|| Arc::new(queue::Devq::new(sim.sim_openings()))),
         ccbq: Mutex::new(queue::Ccbq::new(sim.openings())),
+        structs: OnceLock::new(),
         door: queue::Door::default(),
         paths: AtomicU32::new(0),
         sim: Some(sim),
@@ -859,6 +895,14 @@ unsafe fn action(ccb: *mut sys::ccb) {
             }
             sys::XPT_ATA_IO => (*ccb).ataio.resid = 0,
             _ => {}
+        }
+        if (*ccb).ccb_h.func_code == sys::XPT_SCSI_IO
+            && let Some(config) = device.ata_config()
+            && (*ccb).csio.cdb_len > longest_packet(config)
+        {
+            // It was not queued, and counts as given back all the same.
+            done_with(ccb, sys::CAM_REQ_INVALID, false);
+            return;
         }
         match (*ccb).ccb_h.func_code {
             sys::XPT_SCSI_IO

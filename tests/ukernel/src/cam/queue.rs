@@ -5,12 +5,13 @@
 //! A SIM's mutex guards its queue and those of its devices, as `send_mtx` does.
 
 use super::{Device, Noise, device_of, find_device, noise, of, on_xpt_taskq};
-use crate::{sys, thread::broken};
+use crate::{lock, sys, thread::broken};
 use std::{
     collections::VecDeque,
     ffi::c_int,
+    mem::zeroed,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Condvar, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -52,9 +53,6 @@ pub(super) struct Ccbq {
     on_timeout: bool,
     /// Counts the settings and stops of the device's callout.
     callout: u64,
-    /// CCBs that were aborted while they waited: CAM counts each as one that
-    /// was active and is not any more.
-    never_sent: i32,
 }
 
 /// What a device's queue holds.
@@ -97,7 +95,7 @@ impl Devq {
                 ccbq.frozen += 1;
                 continue;
             }
-            ccbq.waiting.swap_remove(head);
+            ccbq.remove(head);
             ccbq.active += 1;
             ccbq.openings = ccbq.openings.wrapping_sub(1);
             // SAFETY: as above.
@@ -127,9 +125,95 @@ impl Ccbq {
         }
     }
 
+    /// cam_queue.c, camq_remove(), of the entry at `at`; the last one moves there.
+    fn remove(&mut self, at: usize) {
+        let (_, _, ccb) = self.waiting.swap_remove(at);
+        let set_index = |ccb: usize, index: i32| {
+            // SAFETY: a CCB that waits is CAM's, and its index is CAM's word.
+            unsafe { (*(ccb as *mut sys::ccb)).ccb_h.pinfo.index = index };
+        };
+        set_index(ccb, sys::CAM_UNQUEUED_INDEX);
+        if let Some((_, _, moved)) = self.waiting.get(at) {
+            set_index(*moved, 1 + at as i32);
+        }
+    }
+
     fn head(&self) -> Option<usize> {
         (0..self.waiting.len()).min_by_key(|i| self.waiting[*i])
     }
+}
+
+/// The members of CAM's own structs that the module's C code reads: a device with its
+/// queue, and its SIM with the lock of that.
+pub(super) struct Structs {
+    pub ed: *mut sys::cam_ed,
+    pub sim: *mut sys::cam_sim,
+}
+// SAFETY: what they point at stays for ever; the mutex is made for sharing.
+unsafe impl Send for Structs {}
+// SAFETY: as above.
+unsafe impl Sync for Structs {}
+
+/// Whose queue a `struct camq` is, by its address.
+static QUEUES: Mutex<Vec<(usize, Weak<Device>, usize)>> = Mutex::new(Vec::new());
+
+impl Structs {
+    pub(super) fn new(device: &Arc<Device>, slots: usize) -> Self {
+        // SAFETY: plain data.
+        let (mut devq, mut sim, mut ed): (Box<sys::cam_devq>, Box<sys::cam_sim>, Box<sys::cam_ed>) =
+            unsafe { (Box::new(zeroed()), Box::new(zeroed()), Box::new(zeroed())) };
+        lock::init(mtx_of(&mut devq), c"CAM queue lock".as_ptr());
+        let send_mtx = mtx_of(&mut devq) as usize;
+        sim.devq = Box::into_raw(devq);
+        sim.max_tagged_dev_openings = c_int::try_from(slots).unwrap_or(c_int::MAX);
+        let sim = Box::into_raw(sim);
+        ed.sim = sim;
+        let ed = Box::into_raw(ed);
+        // SAFETY: just made.
+        unsafe {
+            let extra = &raw mut (*ed).ccbq.queue_extra_head;
+            (*extra).tqh_last = &raw mut (*extra).tqh_first;
+        }
+        // SAFETY: an address in there.
+        let at = unsafe { &raw const (*ed).ccbq.queue } as usize;
+        QUEUES
+            .lock()
+            .unwrap()
+            .push((at, Arc::downgrade(device), send_mtx));
+        Structs { ed, sim }
+    }
+}
+
+fn mtx_of(devq: &mut sys::cam_devq) -> *mut sys::mtx {
+    (&raw mut devq.send_mtx).cast()
+}
+
+/// cam_queue.c, of a device's queue.
+pub(crate) unsafe extern "C" fn camq_remove(
+    queue: *mut sys::camq,
+    index: c_int,
+) -> *mut sys::cam_pinfo {
+    let queues = QUEUES.lock().unwrap();
+    let found = queues.iter().find(|(at, ..)| *at == queue as usize);
+    let Some(&(_, ref device, send_mtx)) = found else {
+        broken("camq_remove() of a queue that is no device's");
+    };
+    lock::mtx_assert_owned(send_mtx as *mut sys::mtx, "camq_remove");
+    let device = device.upgrade().expect("the device of a queue");
+    drop(queues);
+    let (_send, mut ccbq) = locked(&device);
+    let at = usize::try_from(index).unwrap_or(0).wrapping_sub(1);
+    let Some((_, _, ccb)) = ccbq.waiting.get(at).copied() else {
+        broken("camq_remove() of an index that is out of bounds");
+    };
+    ccbq.remove(at);
+    // SAFETY: the CCB that waited.
+    unsafe { &raw mut (*(ccb as *mut sys::ccb)).ccb_h.pinfo }
+}
+
+/// Only of CCBs that did not fit the queue, and none is there.
+pub(crate) unsafe extern "C" fn camq_insert(_: *mut sys::camq, _: *mut sys::cam_pinfo) {
+    broken("camq_insert()");
 }
 
 /// The queue of a device, with its SIM's lock held.
@@ -189,8 +273,7 @@ pub(super) fn take_back(device: &Device, ccb: *mut sys::ccb) -> bool {
     let Some(at) = ccbq.waiting.iter().position(|w| w.2 == ccb as usize) else {
         return false;
     };
-    ccbq.waiting.swap_remove(at);
-    ccbq.never_sent += 1;
+    ccbq.remove(at);
     ccbq.frozen += 1;
     send.run.retain(|r| !core::ptr::eq(&*r.2, device));
     true
@@ -395,14 +478,13 @@ pub(super) fn before_callback(ccb: *mut sys::ccb) {
 /// way.
 pub(super) fn check_idle(device: &Device) {
     let ccbq = device.ccbq.lock().unwrap();
-    let (frozen, waiting) = (ccbq.frozen, ccbq.waiting.len());
-    let active = ccbq.active + ccbq.never_sent;
+    let (frozen, waiting, active) = (ccbq.frozen, ccbq.waiting.len(), ccbq.active);
     drop(ccbq);
     if frozen != 0 {
         broken("a device queue is left frozen");
     }
     if waiting != 0 || active != 0 {
-        broken("a device has commands at rest");
+        broken("a device has commands at rest, or counts some that it never had");
     }
 }
 

@@ -93,6 +93,7 @@ fn a_command_cancelled_in_cams_queue_is_never_sent() {
     for by in BY {
         let mut command = retried(&mut machine);
         let (_, before) = cam::last_sent(&device);
+        let counts = cam::counts(&device);
         cam::freeze(&device);
         command.queue(&mut machine, fd).expect("queue");
         let at = command.ccb.address();
@@ -101,7 +102,8 @@ fn a_command_cancelled_in_cams_queue_is_never_sent() {
         cam::unfreeze(&device);
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(cam::last_sent(&device).1, before, "not sent, {by:?}");
-        assert_eq!(cam::counts(&device).frozen, 0, "{by:?}");
+        // XPT_ABORT would leave an opening too many.
+        assert_eq!(cam::counts(&device), counts, "{by:?}");
     }
     machine.close(fd);
     machine.unload(module);

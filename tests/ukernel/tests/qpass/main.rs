@@ -1190,6 +1190,7 @@ const BUSY: Config = Config {
     model: ukernel::model::Model::PLAIN,
     file: None,
     sata: false,
+    atapi: false,
     size: 8 << 20,
     maxio: 1 << 20,
     openings: 8,
@@ -1354,11 +1355,13 @@ fn whatever_happens_nothing_is_left() {
         ("CAM device lock", "qpass queue"),
         ("CAM device lock", "qpass room"),
         ("qpass room", "qpass queue"),
+        ("qpass queue", "CAM queue lock"),
     ];
     for order in &orders {
         assert!(wanted.contains(order), "{order:?}");
     }
-    // The third is taken when a call waits for room and for completions.
+    // The third is taken when a call waits for room and for completions, the last
+    // when one cancels what waits in CAM's queue.
     assert!(wanted[..2].iter().all(|order| orders.contains(order)));
 }
 

@@ -14,6 +14,7 @@ tests! {
     openings_that_the_sim_has_no_slots_for_are_einval;
     a_device_is_probed_and_then_left_to_its_driver;
     synchronous_commands_of_any_priority_get_a_ccb;
+    a_command_that_cam_refuses_leaves_no_opening_behind;
     a_long_cdb_is_for_sims_that_have_room;
     a_signal_ends_the_retries_of_a_synchronous_command;
     a_queue_that_another_driver_froze_stays_frozen;
@@ -477,6 +478,58 @@ fn synchronous_commands_of_any_priority_get_a_ccb() {
     assert!(done.into_inner() > 100);
     machine.close(fd);
     machine.unload(module);
+}
+
+/// A CDB for a device on a bus of ATA's that takes none, or none so long: CAM ends the
+/// command without having queued it, and counts it as given back.
+fn a_command_that_cam_refuses_leaves_no_opening_behind() {
+    for (atapi, cdb_len, status) in [
+        (false, 6, sys::CAM_REQ_INVALID),
+        (true, 16, sys::CAM_REQ_INVALID),
+        (true, 12, sys::CAM_REQ_CMP),
+    ] {
+        let (mut machine, module) = boot(Config {
+            sata: true,
+            atapi,
+            ..Config::default()
+        });
+        let device = machine.device().clone();
+        let fd = machine.open(NODE, RDWR).expect("open");
+        let before = cam::counts(&device);
+        for data in [0, 512, 65536] {
+            for how in 0..3 {
+                let mut command = Command::new(&mut machine, 65536);
+                if data == 0 {
+                    command.test_unit_ready();
+                } else {
+                    command.rw10(false, 0, (data / 512) as u16);
+                }
+                command.csio().cdb_len = cdb_len;
+                command.data.bytes_mut().fill(0xaa);
+                match how {
+                    0 => command.send(&mut machine, fd).expect("send"),
+                    1 => queue_and_get(&mut machine, fd, &command),
+                    _ => {
+                        let mut arrays = enter::Arrays::new(&mut machine);
+                        arrays.submit(&[(command.ccb.address(), 1)]);
+                        let call = arrays.call(1, 1, 1);
+                        enter::enter(&mut machine, fd, call).expect("enter");
+                    }
+                }
+                let ended = command.ended().status;
+                assert_eq!(ended, status, "{cdb_len} bytes, {data} of data, {how}");
+                // CAM's own buffer of zeroes comes back to a synchronous call.
+                if status == sys::CAM_REQ_INVALID && how != 0 {
+                    assert!(command.data.bytes().iter().all(|b| *b == 0xaa), "{how}");
+                }
+                command.free(&mut machine);
+            }
+        }
+        assert_eq!(cam::counts(&device), before, "{cdb_len}");
+        machine.close(fd);
+        machine.unload(module);
+        machine.pull();
+    }
 }
 
 /// The disk's own driver waits while it is probed, which begins after the answer. A

@@ -29,6 +29,7 @@ const PAGES: Config = Config {
     model: ukernel::model::Model::PLAIN,
     file: None,
     sata: false,
+    atapi: false,
     size: 16 << 20,
     maxio: 8 << 20,
     openings: 32,

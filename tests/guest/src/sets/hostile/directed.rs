@@ -21,12 +21,13 @@ pub const PROGRAMS: &[Program] = &[
     ("settings", 40, settings),
     ("physpath", 30, physpath),
     ("physpaths", 60, physpaths),
-    ("openings", 30, |t| openings(t, true)),
+    ("openings", 30, |t| openings(t, true, false)),
     ("reprobe", 100, reprobe),
     ("retries", 60, retries),
     ("cdb", 30, cdb),
     ("priorities", 60, priorities),
-    ("more-openings", 30, |t| openings(t, false)),
+    ("dequeued", 60, dequeued),
+    ("more-openings", 30, |t| openings(t, false, true)),
     ("reprobes", 40, reprobes),
 ];
 
@@ -343,9 +344,79 @@ fn abandoned(t: &mut Trial<'_>) -> Outcome {
     Ok(())
 }
 
+/// Makes a read of an ATA disk READ FPDMA QUEUED, of as many blocks.
+fn tag(command: &mut Command) {
+    // SAFETY: plain data.
+    let cmd = unsafe { &mut command.ccb.ccb_mut().ataio.cmd };
+    cmd.flags = (sys::CAM_ATAIO_48BIT | sys::CAM_ATAIO_FPDMA) as u8;
+    cmd.command = 0x60;
+    (cmd.features, cmd.features_exp) = (cmd.sector_count, cmd.sector_count_exp);
+    (cmd.sector_count, cmd.sector_count_exp) = (0, 0);
+}
+
+/// Commands that are cancelled where they wait in CAM's queue, many times, and then
+/// more for the device than it has slots for. ahci(4) takes NCQ commands and others
+/// only by turns, so that the second waits.
+fn dequeued(t: &mut Trial<'_>) -> Outcome {
+    const N: usize = 30;
+    let Some(node) = t.open(Disk::Ata) else {
+        return Ok(());
+    };
+    let mut commands: [Command; N] = core::array::from_fn(|_| Command::new(t.sys, 4096));
+    let slow = t.has_monitor() && t.throttle(Disk::Ata, 50);
+    let mut counts = [0; 4];
+    for _ in 0..20 {
+        let mut queued = 0;
+        for (i, command) in commands.iter_mut().enumerate() {
+            let to = command.data.address();
+            node.transfer(command, false, 0, to, 4096);
+            if i == 0 {
+                tag(command);
+            }
+            queued += usize::from(command.queue(t.sys, node.fd).is_ok());
+        }
+        let told = cancel(t.sys, node.fd, 0);
+        holds!("cancel", told.is_ok(), true);
+        for (sum, n) in counts.iter_mut().zip(told.unwrap_or_default()) {
+            *sum += n;
+        }
+        for command in &commands[..queued] {
+            let reaped = t.reap(&node, command, 10_000);
+            holds!("reaped", reaped.is_ok(), true);
+        }
+    }
+    trial::let_go(t.sys);
+    t.see(format_args!("slow {slow}, {counts:?};"));
+    for command in commands {
+        command.free(t.sys);
+    }
+    // Beside those that are queued, which the driver bounds by itself.
+    let mut pids = [None; 24];
+    for pid in &mut pids {
+        let kind = t.sys.kind(node.path);
+        let Some(kind) = kind else { break };
+        let node = trial::Node { kind, ..node };
+        *pid = t.start(|sys| {
+            let mut command = Command::new(sys, 65536);
+            loop {
+                let to = command.data.address();
+                node.transfer(&mut command, false, 0, to, 65536);
+                let _ = command.send(sys, node.fd);
+            }
+        });
+    }
+    let ended = openings(t, false, false);
+    for pid in pids.into_iter().flatten() {
+        t.sys.kill(pid, crate::freebsd::SIGKILL);
+        let killed = t.sys.wait_ms(pid, 10_000 * t.slow).is_some();
+        holds!("a process ends", killed, true);
+    }
+    ended
+}
+
 /// Commands that CAM answers without having queued them, and then more for the
 /// device than it has room for.
-fn openings(t: &mut Trial<'_>, tagged: bool) -> Outcome {
+fn openings(t: &mut Trial<'_>, tagged: bool, most: bool) -> Outcome {
     const N: usize = 128;
     let Some(node) = t.open(Disk::Ata) else {
         return Ok(());
@@ -356,7 +427,7 @@ fn openings(t: &mut Trial<'_>, tagged: bool) -> Outcome {
         let sent = t.command(&node, &refused);
         holds!("a SCSI command to an ATA disk", sent.is_ok(), true);
     }
-    if !tagged {
+    if most {
         refused.immediate(sys::XPT_REL_SIMQ);
         let ccb = refused.ccb.ccb_mut();
         ccb.crs.release_flags = sys::RELSIM_ADJUST_OPENINGS;
@@ -380,13 +451,7 @@ fn openings(t: &mut Trial<'_>, tagged: bool) -> Outcome {
         let to = command.data.address();
         node.transfer(command, false, 0, to, 65536);
         if tagged {
-            // READ FPDMA QUEUED, of as many blocks.
-            // SAFETY: plain data.
-            let cmd = unsafe { &mut command.ccb.ccb_mut().ataio.cmd };
-            cmd.flags = (sys::CAM_ATAIO_48BIT | sys::CAM_ATAIO_FPDMA) as u8;
-            cmd.command = 0x60;
-            (cmd.features, cmd.features_exp) = (cmd.sector_count, cmd.sector_count_exp);
-            (cmd.sector_count, cmd.sector_count_exp) = (0, 0);
+            tag(command);
         }
         good += usize::from(command.queue(t.sys, node.fd) == Ok(()));
     }
@@ -394,7 +459,7 @@ fn openings(t: &mut Trial<'_>, tagged: bool) -> Outcome {
     trial::let_go(t.sys);
     let mut ended = 0;
     for _ in 0..good {
-        ended += usize::from(t.reap(&node, &refused, 5000) == Ok(sys::CAM_REQ_CMP));
+        ended += usize::from(t.reap(&node, &refused, 10_000) == Ok(sys::CAM_REQ_CMP));
     }
     t.see(format_args!("{good} queued, {ended} ended well"));
     holds!("all ended well", ended, good);
