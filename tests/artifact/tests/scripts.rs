@@ -54,7 +54,8 @@ fn vm_says_what_it_does_not_understand() {
     // Every set that the guest has is one that can be asked for.
     let guest = fs::read_to_string(root().join("tests/guest/src/lib.rs")).expect("the guest");
     for set in [
-        "conform", "sims", "unplug", "unload", "notify", "faults", "replace", "pair", "tools",
+        "conform", "sims", "unplug", "unload", "notify", "faults", "hostile", "replace", "pair",
+        "tools",
     ] {
         assert!(
             guest.contains(&format!("\"{set}\"")) && text.contains(set),
@@ -113,4 +114,60 @@ fn the_port_lists_what_is_installed() {
         .nth(1)
         .and_then(|v| v.split('"').next());
     assert!(port.contains(&format!("DISTVERSION=\t{}", number.expect("a version"))));
+}
+
+/// A machine that fails when attackers 4 and 17 call by kind 3, from the 17th call to the
+/// 23rd, and at every second try only.
+const FAILS: &str = r#"#!/bin/sh
+while [ $# -gt 0 ]; do
+	case $1 in
+	-e) eval "${2#qpass.}" && shift ;;
+	esac
+	shift
+done
+echo run >>"$(dirname "$0")/runs"
+[ $(($(wc -l <"$(dirname "$0")/runs") % 2)) = 0 ] || exit 0
+[ "$seed" = 7 ] && [ "$round" = 12 ] || exit 0
+[ $((actors >> 4 & actors >> 17 & kinds >> 3 & 1)) = 1 ] || exit 0
+[ "$first" -le 17 ] && [ "$last" -ge 23 ] || exit 0
+echo "panic: here it is"
+echo "guest: 4: 17 Enter"
+exit 1
+"#;
+
+#[test]
+fn halve_finds_the_smallest_round_that_fails() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = root().join("target/artifact-test/halve");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(dir.join("scripts")).expect("a folder");
+    fs::copy(root().join("scripts/halve"), dir.join("scripts/halve")).expect("a copy");
+    let machine = dir.join("scripts/vm");
+    fs::write(&machine, FAILS).expect("a file");
+    fs::set_permissions(&machine, fs::Permissions::from_mode(0o755)).expect("a mode");
+    let halve = |words: &str| {
+        let run = Command::new(dir.join("scripts/halve"))
+            .args(["--console", words, "7", "12", "kernel"])
+            .output()
+            .expect("the script runs");
+        (
+            run.status.code(),
+            String::from_utf8(run.stdout).expect("text"),
+        )
+    };
+    let (status, said) = halve("panic: here");
+    assert_eq!(status, Some(0), "{said}");
+    let smallest = [
+        format!("qpass.actors={}", 1 << 4 | 1 << 17),
+        format!("qpass.kinds={}", 1 << 3),
+        "qpass.first=17".into(),
+        "qpass.last=23".into(),
+        "qpass.round=12".into(),
+        "guest: 4: 17 Enter".into(),
+    ];
+    for words in &smallest {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let (status, said) = halve("another panic");
+    assert_eq!(status, Some(1), "{said}");
 }

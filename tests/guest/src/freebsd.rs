@@ -56,12 +56,21 @@ mod numbers {
     pub const NMOUNT: u32 = 378;
     pub const THR_NEW: u32 = 455;
     pub const SYSCTL: u32 = 202;
+    pub const MADVISE: u32 = 75;
+    pub const MUNLOCK: u32 = 204;
+    pub const MINHERIT: u32 = 250;
     pub const PWRITE: u32 = 476;
 }
 
 const WNOHANG: usize = 1;
 pub const SIGKILL: u32 = 9;
 pub const SIGTERM: u32 = 15;
+
+/// The argument that makes this program [wait a moment](FreeBsd::become_idle) and end.
+pub const IDLE: &str = "idle";
+
+/// Whether the sets attack pass(4) in place of this driver.
+static ON_PASS: AtomicBool = AtomicBool::new(false);
 
 /// Whether this process is one that [`FreeBsd::fork`] made.
 static IS_CHILD: AtomicBool = AtomicBool::new(false);
@@ -312,13 +321,52 @@ impl FreeBsd {
         let _ = unsafe { syscall(numbers::THR_NEW, args) };
     }
 
-    /// mmap(2) of zeroed memory at an address, in place of what is there.
-    pub fn map_at(&mut self, at: usize, len: usize) {
+    /// mmap(2) of zeroed memory at an address, in place of what is there; shared with
+    /// children, or not.
+    pub fn map_at(&mut self, at: usize, len: usize, shared: bool) {
         let prot = (sys::PROT_READ | sys::PROT_WRITE) as usize;
+        let sharing = if shared {
+            sys::MAP_SHARED
+        } else {
+            sys::MAP_PRIVATE
+        };
         // MAP_FIXED is not among the bindings.
-        let flags = (sys::MAP_ANON | sys::MAP_PRIVATE) as usize | 0x10;
+        let flags = (sys::MAP_ANON | sharing) as usize | 0x10;
         // SAFETY: what was there is not used as memory.
         let _ = unsafe { syscall(sys::SYS_mmap, [at, len, prot, flags, usize::MAX, 0]) };
+    }
+
+    /// madvise(2).
+    pub fn advise(&mut self, at: usize, len: usize, what: usize) {
+        // SAFETY: memory that no code here reads.
+        let _ = unsafe { syscall(numbers::MADVISE, [at, len, what, 0, 0, 0]) };
+    }
+
+    /// munlock(2).
+    pub fn unwire(&mut self, at: usize, len: usize) {
+        // SAFETY: only what is wired is told of it.
+        let _ = unsafe { syscall(numbers::MUNLOCK, [at, len, 0, 0, 0, 0]) };
+    }
+
+    /// minherit(2).
+    pub fn inherit(&mut self, at: usize, len: usize, what: usize) {
+        // SAFETY: of what children get of memory that no code here reads.
+        let _ = unsafe { syscall(numbers::MINHERIT, [at, len, what, 0, 0, 0]) };
+    }
+
+    /// wait4(2) for all children that have ended.
+    pub fn reap_children(&mut self) {
+        let args = [usize::MAX, 0, WNOHANG, 0, 0, 0];
+        // SAFETY: numbers.
+        while let Ok(1..) = unsafe { syscall(sys::SYS_wait4, args) } {}
+    }
+
+    /// execve(2) of this very program, which waits a moment then, with all that is
+    /// open, and ends.
+    pub fn become_idle(&mut self) -> ! {
+        let program = ["/sbin/qpass-init", "/mnt/guest-init"];
+        let at = usize::from(!self.is_there(program[0]));
+        self.execute(program[at], &[IDLE])
     }
 
     /// kill(2).
@@ -429,21 +477,26 @@ impl FreeBsd {
     pub fn start(&mut self, path: &str, args: &[&str]) -> Result<usize, Errno> {
         let pid = self.fork()?;
         if pid == 0 {
-            let path = CPath::new(path);
-            let mut copies = [const { CPath([0; 128]) }; 16];
-            let mut pointers = [0usize; 18];
-            pointers[0] = path.address();
-            for (i, arg) in args.iter().enumerate().take(16) {
-                copies[i] = CPath::new(arg);
-                pointers[i + 1] = copies[i].address();
-            }
-            let none = [0usize; 1];
-            let (argv, envp) = (pointers.as_ptr() as usize, none.as_ptr() as usize);
-            // SAFETY: NUL-ended strings, and lists of them that end with 0.
-            let _ = unsafe { syscall(sys::SYS_execve, [path.address(), argv, envp, 0, 0, 0]) };
-            self.exit(NOT_THERE);
+            self.execute(path, args);
         }
         Ok(pid)
+    }
+
+    /// execve(2), or exit(2) with [`NOT_THERE`].
+    fn execute(&mut self, path: &str, args: &[&str]) -> ! {
+        let path = CPath::new(path);
+        let mut copies = [const { CPath([0; 128]) }; 16];
+        let mut pointers = [0usize; 18];
+        pointers[0] = path.address();
+        for (i, arg) in args.iter().enumerate().take(16) {
+            copies[i] = CPath::new(arg);
+            pointers[i + 1] = copies[i].address();
+        }
+        let none = [0usize; 1];
+        let (argv, envp) = (pointers.as_ptr() as usize, none.as_ptr() as usize);
+        // SAFETY: NUL-ended strings, and lists of them that end with 0.
+        let _ = unsafe { syscall(sys::SYS_execve, [path.address(), argv, envp, 0, 0, 0]) };
+        self.exit(NOT_THERE)
     }
 
     /// Runs a program and waits for it: its exit status.
@@ -469,15 +522,35 @@ impl FreeBsd {
         at.expect("mmap") as *mut u8
     }
 
+    /// The driver that the sets faults and hostile attack: `qpass`, or with the tunable
+    /// `qpass.on=pass` pass(4).
+    pub fn attacked(&self) -> &'static str {
+        if ON_PASS.load(Ordering::Relaxed) {
+            "pass"
+        } else {
+            "qpass"
+        }
+    }
+
+    /// The node of a unit of that driver's.
+    pub fn unit(&self, number: usize) -> &'static str {
+        UNITS[usize::from(ON_PASS.load(Ordering::Relaxed))][number % 8]
+    }
+
     /// What a node's device is.
     pub fn kind(&mut self, node: &str) -> Option<Kind> {
         let fd = self.open(node, sys::O_RDWR as i32).ok()?;
+        let kind = self.kind_of(fd);
+        self.close(fd);
+        kind
+    }
+
+    /// What the device of an open node is.
+    pub fn kind_of(&mut self, fd: Fd) -> Option<Kind> {
         // SAFETY: plain data.
         let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
         ccb.ccb_h.func_code = sys::XPT_GDEV_TYPE;
-        let answer = call(self, fd, sys::QPC_CAMIOCOMMAND, ccb);
-        self.close(fd);
-        let ccb = answer.ok()?;
+        let ccb = call(self, fd, sys::QPC_CAMIOCOMMAND, ccb).ok()?;
         // SAFETY: what the opcode says; the inquiry data is plain bytes.
         unsafe {
             let inquiry: &[u8; 36] = &*(&raw const ccb.cgd.inq_data).cast();
@@ -825,6 +898,9 @@ impl FreeBsd {
         self.has_monitor = self.has_tunable("qpass.monitor");
         self.replaces = false;
         self.replaces = self.has_tunable("hw.qpass.replace") && self.node().is_none();
+        let attacks = self.tunable_text("qpass.on");
+        let is_pass = attacks.is_some_and(|(text, len)| &text[..len] == b"pass");
+        ON_PASS.store(is_pass, Ordering::Relaxed);
     }
 
     /// Has the monitor pull the disk, and does not wait.
@@ -836,6 +912,22 @@ impl FreeBsd {
     /// later.
     pub fn pull(&mut self) -> bool {
         self.ask_monitor("pull", |sys| sys.node().is_none())
+    }
+
+    /// Has the monitor pull a device: whether its disk's node has gone some seconds
+    /// later. `what` is hd, or disk2.
+    pub fn pull_device(&mut self, what: &str, is_gone: impl Fn(&mut Self) -> bool) -> bool {
+        let mut line = Line::new();
+        let _ = write!(line, "pull {what}");
+        self.ask_monitor(line.as_str(), is_gone)
+    }
+
+    /// Has the monitor plug it in again: whether its disk's node is there some seconds
+    /// later.
+    pub fn plug_device(&mut self, what: &str, is_there: impl Fn(&mut Self) -> bool) -> bool {
+        let mut line = Line::new();
+        let _ = write!(line, "plug {what}");
+        self.ask_monitor(line.as_str(), is_there)
     }
 
     /// Has the monitor let a drive do so many commands and bytes a second, 0 for

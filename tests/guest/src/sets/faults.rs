@@ -212,7 +212,7 @@ impl Report {
 }
 
 /// Whether a list of names with a plus between has one.
-fn lists(list: &Option<([u8; 128], usize)>, name: &str) -> Option<bool> {
+pub(super) fn lists(list: &Option<([u8; 128], usize)>, name: &str) -> Option<bool> {
     let (text, len) = list.as_ref()?;
     let text = core::str::from_utf8(&text[..*len]).ok()?;
     Some(text.split('+').any(|one| one == name))
@@ -268,6 +268,21 @@ fn thaw(sys: &mut FreeBsd, disk: Disk, waiting: usize) -> bool {
 
 /// Runs every entry, and then unloads. The module is loaded.
 pub fn faults(sheet: &mut Sheet<'_>) {
+    entries(sheet);
+    sheet.sys.sleep_ms(500);
+    let unloaded = match sheet.sys.kldfind("qpass.ko") {
+        Some(id) => crate::unload(sheet.sys, id),
+        None => Err("it is not loaded"),
+    };
+    sheet.check(
+        "it unloads afterwards:",
+        unloaded.err().unwrap_or("yes"),
+        unloaded.is_ok(),
+    );
+}
+
+/// Runs every entry.
+pub(super) fn entries(sheet: &mut Sheet<'_>) {
     let only = sheet.sys.tunable_text("qpass.only");
     let without = sheet.sys.tunable_text("qpass.without");
     let slow = u64::from(sheet.sys.tunable("qpass.slow").unwrap_or(1).max(1));
@@ -307,16 +322,6 @@ pub fn faults(sheet: &mut Sheet<'_>) {
     for (name, why) in ELSEWHERE.iter().filter(|(name, _)| wanted(name)) {
         sheet.skip(name, why);
     }
-    sheet.sys.sleep_ms(500);
-    let unloaded = match sheet.sys.kldfind("qpass.ko") {
-        Some(id) => crate::unload(sheet.sys, id),
-        None => Err("it is not loaded"),
-    };
-    sheet.check(
-        "it unloads afterwards:",
-        unloaded.err().unwrap_or("yes"),
-        unloaded.is_ok(),
-    );
 }
 
 /// Runs one entry in a process of its own, and ends all that it started.

@@ -1,29 +1,41 @@
-//! An attacker who may open the nodes: directed programs, then random ones.
+//! An attacker who may open the nodes: every fault that there was, then programs that
+//! were thought of, then random ones, for as long as is wanted.
 //!
-//! Every random program is made of a seed alone, so that a round comes again with
-//! the tunables that are printed: `qpass.seed`, `qpass.seconds`, `qpass.only`
-//! (names of directed programs and phases, with a plus between) and
-//! `qpass.without`. Meanwhile a process for each disk reads from it by its own
-//! driver, and another one verifies what it reads and writes by the calls.
+//! A random round is made of a seed and its number alone, and comes again with the
+//! tunables that its line has: `qpass.seed` and `qpass.round`. `qpass.seconds` is how
+//! long the rounds go on; `qpass.only` and `qpass.without` name directed programs and
+//! phases, with a plus between (`faults` are the entries of that set, `directed` the
+//! programs). `qpass.actors`, `qpass.kinds`, `qpass.first` and `qpass.last` make
+//! a round smaller, by sums of powers of two and by numbers of calls: scripts/halve
+//! looks for the smallest that fails; `qpass.trace=1` prints every call.
+//! `qpass.on=pass` has pass(4) attacked in the driver's place.
+//!
+//! Meanwhile a process for each disk reads from it by its own driver. After each round
+//! every process ends, nothing is outstanding, and the module is unloaded and loaded
+//! again; what malloc(9) and UMA then have left is on the console, which scripts/vm
+//! reads.
 #![expect(
     clippy::result_large_err,
     reason = "a failure carries its line by value: there is no heap"
 )]
 
+mod attacker;
+mod build;
 mod directed;
-mod random;
+mod neighbour;
+mod others;
+mod round;
 mod verify;
 
-use super::{Sheet, faults::trial};
-use crate::freebsd::{FreeBsd, PANICKED};
-use conform::{
-    Line,
-    sys::{Memory, Sys},
-};
+use super::{Sheet, faults, faults::trial};
+use crate::freebsd::{FreeBsd, PANICKED, SIGKILL};
+use conform::{Line, sys::Sys};
 use core::{
     fmt::Write,
+    ops::RangeInclusive,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
+use round::Phase;
 use trial::{Disk, Trial};
 
 /// A small generator: what it gives depends on the seed alone (SplitMix64).
@@ -57,107 +69,104 @@ impl Dice {
     }
 }
 
+/// A seed for the `n`th part of what `seed` makes.
+fn mixed(seed: u64, n: u64) -> u64 {
+    Dice::new(seed ^ n.wrapping_mul(0xd6e8_feb8_6659_fd93)).next()
+}
+
+/// What is to be run.
+pub(super) struct Plan {
+    seed: u64,
+    /// This round alone, so many times.
+    round: Option<u32>,
+    repeat: u32,
+    seconds: u64,
+    /// How many times longer everything may take.
+    slow: u64,
+    /// Which attackers of a round, and which kinds of call, by bits.
+    actors: u32,
+    pub kinds: u32,
+    /// Which calls of each attacker.
+    pub steps: RangeInclusive<u32>,
+    pub traces: bool,
+    only: Option<([u8; 128], usize)>,
+    without: Option<([u8; 128], usize)>,
+}
+
+impl Plan {
+    fn new(sys: &mut FreeBsd) -> Self {
+        let mut number = |name| sys.tunable(name);
+        Plan {
+            seed: number("qpass.seed").unwrap_or(1).into(),
+            round: number("qpass.round"),
+            repeat: number("qpass.repeat").unwrap_or(1),
+            seconds: number("qpass.seconds").unwrap_or(60).into(),
+            slow: number("qpass.slow").unwrap_or(1).max(1).into(),
+            actors: number("qpass.actors").unwrap_or(u32::MAX),
+            kinds: number("qpass.kinds").unwrap_or(u32::MAX),
+            steps: number("qpass.first").unwrap_or(0)..=number("qpass.last").unwrap_or(u32::MAX),
+            traces: number("qpass.trace").unwrap_or(0) != 0,
+            only: sys.tunable_text("qpass.only"),
+            without: sys.tunable_text("qpass.without"),
+        }
+    }
+
+    /// Whether an attacker takes part.
+    fn has(&self, number: u32) -> bool {
+        self.actors >> number & 1 != 0
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        let listed = |list: &Option<([u8; 128], usize)>| faults::lists(list, name);
+        listed(&self.only).unwrap_or(true) && !listed(&self.without).unwrap_or(false)
+    }
+}
+
 /// What the processes of a run share.
 #[repr(C)]
 pub(super) struct Shared {
-    /// Of each disk's own driver: reads, the longest in microseconds, when the one
-    /// under way began, and those with wrong data or an error.
-    reads: [AtomicU64; 3],
-    longest: [AtomicU64; 3],
-    began: [AtomicU64; 3],
-    wrong: [AtomicU64; 3],
+    /// Of each disk's own driver since it was last asked: reads, the longest in
+    /// microseconds, when the one under way began, those that failed, and those with
+    /// wrong data.
+    pub reads: [AtomicU64; 3],
+    pub longest: [AtomicU64; 3],
+    pub began: [AtomicU64; 3],
+    pub errors: [AtomicU64; 3],
+    pub wrong: [AtomicU64; 3],
     /// By the calls: transfers that ended well, and those with wrong data.
     pub verified: AtomicU64,
     pub differed: AtomicU64,
     /// Kernel addresses in what came back.
     pub leaked: AtomicU64,
-    /// Calls of random programs.
+    /// Calls of random programs, and those that ended well.
     pub calls: AtomicU64,
     pub good: AtomicU64,
+    /// Unloads in a phase that has them, and disks that went.
+    pub unloads: AtomicU64,
+    pub pulls: AtomicU64,
 }
 
 const KILLED_MS: u64 = 15_000;
 
-fn named(list: &Option<([u8; 128], usize)>, name: &str) -> Option<bool> {
-    let (text, len) = list.as_ref()?;
-    let text = core::str::from_utf8(&text[..*len]).ok()?;
-    Some(text.split('+').any(|one| one == name))
-}
-
-/// Reads from a disk by its own driver, for ever.
-fn neighbour(sys: &mut FreeBsd, disk: Disk, shared: &Shared) -> ! {
-    let at = disk as usize;
-    let mut memory = Memory::new(sys, 4096);
-    let fd = disk
-        .block_device(sys)
-        .and_then(|node| sys.open(node, sys_bindings::O_RDONLY as i32).ok());
-    let Some(fd) = fd else { sys.exit(1) };
-    let mut dice = Dice::new(at as u64);
-    loop {
-        let lba = dice.below(trial::NUMBERED as usize / 8) * 8;
-        let start = sys.now();
-        shared.began[at].store(start, Relaxed);
-        let good = sys.pread(fd, &mut memory, 4096, lba * 512);
-        let us = (sys.now() - start) / 1000;
-        shared.began[at].store(0, Relaxed);
-        shared.longest[at].fetch_max(us, Relaxed);
-        shared.reads[at].fetch_add(1, Relaxed);
-        if !good || trial::differs(memory.bytes(), lba as u32, 0).is_some() {
-            shared.wrong[at].fetch_add(1, Relaxed);
-        }
-        sys.sleep_ms(50);
-    }
-}
-
-/// Says how the disks' own drivers fare; whether none waits too long.
-fn neighbours_fare(sheet: &mut Sheet<'_>, shared: &Shared, slow: u64) -> bool {
-    let now = sheet.sys.now();
-    let mut good = true;
-    let mut words = Line::new();
-    for disk in Disk::ALL {
-        let at = disk as usize;
-        let began = shared.began[at].load(Relaxed);
-        let waits = if began == 0 {
-            0
-        } else {
-            now.saturating_sub(began) / 1_000_000
-        };
-        let _ = write!(
-            words,
-            " {} {} reads, longest {} ms, {} wrong",
-            disk.name(),
-            shared.reads[at].load(Relaxed),
-            shared.longest[at].swap(0, Relaxed) / 1000,
-            shared.wrong[at].load(Relaxed),
-        );
-        if waits > 1000 {
-            let _ = write!(words, ", waits for {waits} ms");
-        }
-        good &= waits < 8000 * slow;
-    }
-    sheet.note(format_args!("guest: neighbours:{}", words.as_str()));
-    good
-}
-
 /// Runs `what` in a group of processes, and ends it: what went wrong, if anything.
 fn bounded(
-    sheet: &mut Sheet<'_>,
+    sys: &mut FreeBsd,
     ms: u64,
     slow: u64,
     what: impl FnOnce(&mut FreeBsd) -> i32,
 ) -> Result<i32, &'static str> {
-    let Ok(pid) = sheet.sys.fork() else {
+    let Ok(pid) = sys.fork() else {
         return Err("fork");
     };
     if pid == 0 {
-        sheet.sys.lead_group(0);
-        let status = what(sheet.sys);
-        sheet.sys.exit(status);
+        sys.lead_group(0);
+        let status = what(sys);
+        sys.exit(status);
     }
-    sheet.sys.lead_group(pid);
-    let ended = sheet.sys.wait_ms(pid, ms);
-    if !sheet.sys.end_group(pid, KILLED_MS * slow) {
-        sheet.sys.print_stacks(pid);
+    sys.lead_group(pid);
+    let ended = sys.wait_ms(pid, ms);
+    if !sys.end_group(pid, KILLED_MS * slow) {
+        sys.print_stacks(pid);
         return Err("UNKILLABLE");
     }
     match ended {
@@ -167,40 +176,69 @@ fn bounded(
     }
 }
 
-/// Runs everything, and then unloads. The module is loaded.
+/// Runs everything. The module is loaded, and unloaded at the end.
 pub fn hostile(sheet: &mut Sheet<'_>) {
-    let only = sheet.sys.tunable_text("qpass.only");
-    let without = sheet.sys.tunable_text("qpass.without");
-    let wanted =
-        |name| named(&only, name).unwrap_or(true) && !named(&without, name).unwrap_or(false);
-    let slow = u64::from(sheet.sys.tunable("qpass.slow").unwrap_or(1).max(1));
-    let seed = u64::from(sheet.sys.tunable("qpass.seed").unwrap_or(1));
-    let seconds = u64::from(sheet.sys.tunable("qpass.seconds").unwrap_or(60));
-    sheet.sys.wait_disk();
+    let plan = Plan::new(sheet.sys);
+    let at = sheet.sys.map_shared(4096).cast::<Plan>();
+    // SAFETY: a page of this process's and its children's that is never unmapped.
+    let plan: &'static Plan = unsafe {
+        at.write(plan);
+        &*at
+    };
+    let at = sheet.sys.map_shared(4096);
+    // SAFETY: a zeroed page, of atomics, as above.
+    let shared: &'static Shared = unsafe { &*at.cast() };
+    let is_whole = plan.round.is_none();
+    if is_whole && plan.wants("faults") {
+        faults::entries(sheet);
+        if !renew(sheet.sys) {
+            sheet.check("it unloads", "after the faults", false);
+            return;
+        }
+    }
+    sheet.sys.wait_disk_of(&[sheet.sys.attacked()]);
     let filled = trial::fill_disks(sheet.sys);
     sheet.check("every block holds its number", filled.1, filled.0);
-    let at = sheet.sys.map_shared(4096);
-    // SAFETY: a zeroed page of this process's and its children's, of atomics, that
-    // is never unmapped.
-    let shared: &'static Shared = unsafe { &*at.cast() };
-    let mut readers = [0; 3];
+    let mut readers = [0; Disk::ALL.len()];
     for disk in Disk::ALL {
         if disk.block_device(sheet.sys).is_none() {
             continue;
         }
         let pid = sheet.sys.fork().unwrap_or(usize::MAX);
         if pid == 0 {
-            neighbour(sheet.sys, disk, shared);
+            neighbour::run(sheet.sys, disk, shared);
         }
         readers[disk as usize] = pid;
     }
     let mut healthy = true;
+    if is_whole && plan.wants("directed") {
+        healthy = directed_programs(sheet, plan, shared);
+    }
+    healthy = healthy && rounds(sheet, plan, shared);
+    for pid in readers.into_iter().filter(|pid| *pid != 0) {
+        sheet.sys.kill(pid, SIGKILL);
+        healthy &= sheet.sys.wait_ms(pid, KILLED_MS).is_some();
+    }
+    sheet.check("every process has ended", "", healthy);
+    let unloaded = match sheet.sys.kldfind("qpass.ko") {
+        Some(id) => crate::unload(sheet.sys, id),
+        None => Err("it is not loaded"),
+    };
+    sheet.check(
+        "it unloads afterwards:",
+        unloaded.err().unwrap_or("yes"),
+        unloaded.is_ok(),
+    );
+}
+
+fn directed_programs(sheet: &mut Sheet<'_>, plan: &Plan, shared: &'static Shared) -> bool {
     for (name, seconds, program) in directed::PROGRAMS {
-        if !wanted(name) || !healthy {
+        if !plan.wants(name) {
             continue;
         }
         sheet.note(format_args!("guest: directed {name}"));
-        let ended = bounded(sheet, seconds * slow * 1000, slow, |sys| {
+        let slow = plan.slow;
+        let ended = bounded(sheet.sys, seconds * slow * 1000, slow, |sys| {
             let mut trial = Trial::new(sys, slow);
             let answer = program(&mut trial);
             let mut words = Line::new();
@@ -211,84 +249,169 @@ pub fn hostile(sheet: &mut Sheet<'_>) {
             trial.sys.print(words.as_str());
             i32::from(answer.is_err())
         });
-        healthy = ended != Err("UNKILLABLE");
-        let fares = neighbours_fare(sheet, shared, slow);
+        // Some make a disk slow on purpose.
+        let (words, fault) = neighbour::fare(sheet.sys, shared, 20_000 * slow, false);
         let word = match ended {
-            Ok(0) if fares => "",
-            Ok(0) => "a neighbour waits",
+            Ok(0) => fault.unwrap_or_default(),
             Ok(_) => "see above",
             Err(word) => word,
         };
         sheet.sys.sleep_ms(300);
-        sheet.check(name, word, word.is_empty());
-    }
-    let end = sheet.sys.now() + seconds * 1_000_000_000;
-    let mut dice = Dice::new(seed);
-    let mut round = 0;
-    while healthy && sheet.sys.now() < end {
-        round += 1;
-        let phase = dice.of(&random::PHASES);
-        let own = dice.next();
-        let ms = (1500 + dice.below(3000) as u64) * slow;
-        if !wanted(phase.name()) {
-            // Nothing at all may be wanted.
-            sheet.sys.sleep_ms(1);
-            continue;
-        }
-        sheet.note(format_args!(
-            "guest: round {round} {} for {ms} ms, of seed {seed}",
-            phase.name()
-        ));
-        let ended = bounded(sheet, ms, slow, |sys| {
-            random::run(sys, phase, own, shared);
-            0
-        });
-        let fares = neighbours_fare(sheet, shared, slow);
-        if !matches!(ended, Ok(0) | Err("killed")) || !fares {
-            let word = ended.err().unwrap_or("a neighbour waits");
-            sheet.check(phase.name(), word, false);
-            healthy = false;
+        let mut line = Line::new();
+        let _ = write!(line, "{word};{}", words.as_str());
+        sheet.check(name, line.as_str(), word.is_empty());
+        if ended == Err("UNKILLABLE") {
+            return false;
         }
     }
-    let count = |n: &AtomicU64| n.load(Relaxed);
-    sheet.note(format_args!(
-        "guest: {round} rounds, {} calls, {} of them good, {} transfers verified",
-        count(&shared.calls),
-        count(&shared.good),
-        count(&shared.verified),
-    ));
-    for pid in readers.into_iter().filter(|pid| *pid != 0) {
-        sheet.sys.kill(pid, crate::freebsd::SIGKILL);
-        let ended = sheet.sys.wait_ms(pid, KILLED_MS).is_some();
-        healthy &= ended;
+    true
+}
+
+/// The random rounds: whether the machine is as it was.
+fn rounds(sheet: &mut Sheet<'_>, plan: &'static Plan, shared: &'static Shared) -> bool {
+    let end = sheet.sys.now() + plan.seconds * 1_000_000_000;
+    if let Some(number) = plan.round {
+        return (0..plan.repeat).all(|_| one_round(sheet, plan, number, shared));
     }
-    sheet.check("every call ended", "", healthy);
-    sheet.check("no transfer was wrong", "", count(&shared.differed) == 0);
-    sheet.check(
-        "no kernel address came back",
-        "",
-        count(&shared.leaked) == 0,
-    );
-    let wrong: u64 = shared.wrong.iter().map(count).sum();
-    sheet.check("the disks' own drivers read what was there", "", wrong == 0);
-    let mut left = 1;
-    for _ in 0..200 {
-        left = outstanding(sheet.sys);
-        if left == 0 {
+    let wants_any = round::PHASES.iter().any(|phase| plan.wants(phase.name()));
+    for number in 1.. {
+        if !wants_any || sheet.sys.now() >= end {
             break;
         }
-        sheet.sys.sleep_ms(100);
+        if !one_round(sheet, plan, number, shared) {
+            return false;
+        }
     }
-    sheet.check("nothing is outstanding, no buffer in use", "", left == 0);
-    let unloaded = match sheet.sys.kldfind("qpass.ko") {
-        Some(id) => crate::unload(sheet.sys, id),
-        None => Err("it is not loaded"),
-    };
-    sheet.check(
-        "it unloads afterwards:",
-        unloaded.err().unwrap_or("yes"),
-        unloaded.is_ok(),
+    true
+}
+
+fn one_round(
+    sheet: &mut Sheet<'_>,
+    plan: &'static Plan,
+    number: u32,
+    shared: &'static Shared,
+) -> bool {
+    let phase = round::phase_of(plan.seed, number);
+    if !plan.wants(phase.name()) && plan.round.is_none() {
+        return true;
+    }
+    if phase.is_plug() && !sheet.sys.can_depart() {
+        return true;
+    }
+    let own = mixed(plan.seed, number.into());
+    let ms = (2000 + Dice::new(own).below(4000) as u64) * plan.slow;
+    // A panic leaves no other line.
+    sheet.note(format_args!(
+        "guest: round {number} {} begins",
+        phase.name()
+    ));
+    if phase == Phase::Timeouts && sheet.sys.can_depart() {
+        sheet.sys.ask_to_throttle("hd", 40, 0);
+    }
+    let before = [
+        &shared.calls,
+        &shared.good,
+        &shared.verified,
+        &shared.differed,
+        &shared.leaked,
+        &shared.unloads,
+        &shared.pulls,
+    ]
+    .map(|counter| (counter, counter.load(Relaxed)));
+    let ended = bounded(sheet.sys, ms, plan.slow, |sys| {
+        round::run(sys, phase, own, shared, plan)
+    });
+    if phase == Phase::Timeouts && sheet.sys.can_depart() {
+        trial::let_go(sheet.sys);
+    }
+    if phase.is_plug() {
+        plug_all(sheet.sys);
+    }
+    let [calls, good, verified, differed, leaked, unloads, pulls] =
+        before.map(|(counter, before)| counter.load(Relaxed) - before);
+    let (fares, fault) = neighbour::fare(
+        sheet.sys,
+        shared,
+        phase.patience_ms() * plan.slow,
+        phase.is_plug(),
     );
+    let mut fault = match ended {
+        Err("killed") => fault,
+        Err(word) => Some(word),
+        Ok(_) => Some("it ended by itself"),
+    };
+    if differed != 0 {
+        fault = fault.or(Some("a transfer was wrong"));
+    }
+    if leaked != 0 {
+        fault = fault.or(Some("a kernel address came back"));
+    }
+    if ended != Err("UNKILLABLE") {
+        if !is_at_rest(sheet.sys, plan.slow) {
+            fault = fault.or(Some("something is outstanding, or a buffer in use"));
+        } else if !renew(sheet.sys) {
+            fault = fault.or(Some("it does not unload"));
+        }
+    }
+    let mut line = Line::new();
+    let _ = write!(
+        line,
+        "{}: {ms} ms, {calls} calls, {good} good, {verified} verified,",
+        phase.name()
+    );
+    if phase.is_loads() {
+        let _ = write!(line, " {unloads} unloads,");
+    }
+    if phase.is_plug() {
+        let _ = write!(line, " {pulls} pulls,");
+    }
+    let _ = write!(line, "{}", fares.as_str());
+    if let Some(fault) = fault {
+        let _ = write!(
+            line,
+            ": {fault}; again with -e qpass.seed={} -e qpass.round={number}",
+            plan.seed
+        );
+    }
+    let mut what = Line::new();
+    let _ = write!(what, "round {number}");
+    sheet.check(what.as_str(), line.as_str(), fault.is_none());
+    // What cannot be killed would fail every round that follows.
+    fault.is_none()
+}
+
+/// Plugs in what a round has left pulled.
+fn plug_all(sys: &mut FreeBsd) {
+    for (name, disk) in others::PULLED {
+        for _ in 0..5 {
+            if disk.block_device(sys).is_some() {
+                break;
+            }
+            sys.plug_device(name, |sys| disk.block_device(sys).is_some());
+        }
+    }
+}
+
+/// Whether nothing is outstanding, in time.
+fn is_at_rest(sys: &mut FreeBsd, slow: u64) -> bool {
+    (0..200 * slow).any(|_| {
+        let left = outstanding(sys);
+        if left != 0 {
+            sys.sleep_ms(100);
+        }
+        left == 0
+    })
+}
+
+/// Unloads the module and loads it again, as each round begins: whether it went.
+fn renew(sys: &mut FreeBsd) -> bool {
+    if let Some(id) = sys.kldfind("qpass.ko")
+        && crate::unload(sys, id).is_err()
+    {
+        return false;
+    }
+    let module = sys.module();
+    sys.kldload(module).is_ok() && sys.wait_disk_of(&[sys.attacked()]).is_some()
 }
 
 /// What the devices' counters say is outstanding, in commands and in bytes.

@@ -4,7 +4,7 @@ use super::{Batch, RDWR, Sheet};
 use crate::freebsd::FreeBsd;
 use conform::{
     command::Command,
-    sys::{Memory, Sys},
+    sys::{Fd, Memory, Sys},
 };
 use sys_bindings as sys;
 
@@ -137,30 +137,35 @@ fn open_and_close(sys: &mut FreeBsd, shared: &Shared) -> ! {
     sys.exit(0)
 }
 
-/// Steps through XPT_DEV_MATCH with room for one or two results, as
-/// `camcontrol devlist` does with more of them, until it is told to stop.
-///
-/// A walk by drivers stands still while a driver is loaded: its saved position
-/// points into an array of the kernel's that periphdriver_register() frees.
-fn walk(sys: &mut FreeBsd, by_driver: bool, room: usize, shared: &Shared, me: usize) -> ! {
-    let Ok(fd) = sys.open("/dev/xpt0", RDWR) else {
-        sys.exit(1);
-    };
-    let mut results = Memory::new(sys, 4096);
-    let mut patterns = Memory::new(sys, 4096);
-    let mut command = Command::new(sys, 0);
-    let mut steps = 0;
-    while shared.get(END) == 0 {
-        if by_driver && shared.get(PAUSE) != 0 {
-            shared.set(PAUSED + me, 1);
-            sys.sleep_ms(1);
-            command.hdr().func_code = 0;
-            continue;
+/// A walk through CAM's lists by XPT_DEV_MATCH on /dev/xpt0, with room for one or two
+/// results at a time, as `camcontrol devlist` does with more of them.
+pub(super) struct Walk {
+    fd: Option<Fd>,
+    results: Memory,
+    patterns: Memory,
+    command: Command,
+}
+
+impl Walk {
+    pub fn new(sys: &mut FreeBsd) -> Self {
+        Walk {
+            fd: sys.open("/dev/xpt0", RDWR).ok(),
+            results: Memory::new(sys, 4096),
+            patterns: Memory::new(sys, 4096),
+            command: Command::new(sys, 0),
         }
-        shared.set(PAUSED + me, 0);
+    }
+
+    /// Begins anew with the next step.
+    pub fn rewind(&mut self) {
+        self.command.hdr().func_code = 0;
+    }
+
+    /// One step: whether the call was taken.
+    pub fn step(&mut self, sys: &mut FreeBsd, by_driver: bool, room: usize) -> bool {
         // SAFETY: plain data; the CCB and the patterns are this process's.
         unsafe {
-            let ccb = command.ccb.bytes_mut().as_mut_ptr().cast::<sys::ccb>();
+            let ccb = self.command.ccb.bytes_mut().as_mut_ptr().cast::<sys::ccb>();
             let more = (*ccb).ccb_h.func_code == sys::XPT_DEV_MATCH
                 && (*ccb).cdm.status == sys::CAM_DEV_MATCH_MORE;
             if !more {
@@ -172,7 +177,7 @@ fn walk(sys: &mut FreeBsd, by_driver: bool, room: usize, shared: &Shared, me: us
             }
             let cdm = &mut (*ccb).cdm;
             if by_driver {
-                let pattern = patterns.bytes_mut().as_mut_ptr();
+                let pattern = self.patterns.bytes_mut().as_mut_ptr();
                 let pattern = pattern.cast::<sys::dev_match_pattern>();
                 (*pattern).type_ = sys::DEV_MATCH_PERIPH;
                 let name = &mut (*pattern).pattern.periph_pattern;
@@ -184,11 +189,30 @@ fn walk(sys: &mut FreeBsd, by_driver: bool, room: usize, shared: &Shared, me: us
                 cdm.num_patterns = 1;
                 cdm.pattern_buf_len = size_of::<sys::dev_match_pattern>() as u32;
             }
-            cdm.matches = results.bytes_mut().as_mut_ptr().cast();
+            cdm.matches = self.results.bytes_mut().as_mut_ptr().cast();
             cdm.match_buf_len = (room * size_of::<sys::dev_match_result>()) as u32;
             cdm.num_matches = 0;
         }
-        if command.send(sys, fd).is_err() {
+        self.fd.is_some_and(|fd| self.command.send(sys, fd).is_ok())
+    }
+}
+
+/// Walks until it is told to stop.
+///
+/// A walk by drivers stands still while a driver is loaded: its saved position
+/// points into an array of the kernel's that periphdriver_register() frees.
+fn walk(sys: &mut FreeBsd, by_driver: bool, room: usize, shared: &Shared, me: usize) -> ! {
+    let mut walk = Walk::new(sys);
+    let mut steps = 0;
+    while shared.get(END) == 0 {
+        if by_driver && shared.get(PAUSE) != 0 {
+            shared.set(PAUSED + me, 1);
+            sys.sleep_ms(1);
+            walk.rewind();
+            continue;
+        }
+        shared.set(PAUSED + me, 0);
+        if !walk.step(sys, by_driver, room) {
             sys.exit(2);
         }
         steps += 1;

@@ -349,7 +349,7 @@ pub fn f4(t: &mut Trial<'_>) -> Outcome {
     let stepper = t.start(|sys| step_through(sys, &words));
     let opener = t.start(|sys| {
         loop {
-            for path in sys.nodes("qpass") {
+            for path in sys.nodes(sys.attacked()) {
                 if let Ok(fd) = sys.open(path, RDWR) {
                     sys.close(fd);
                 }

@@ -107,6 +107,11 @@ pub fn number(bytes: &mut [u8], lba: u32, salt: u8) {
     }
 }
 
+/// The `i`th byte of the blocks from `lba` on.
+pub fn byte(lba: u32, i: usize, salt: u8) -> u8 {
+    word(lba + (i / 512) as u32, i % 512 / 8, salt).to_ne_bytes()[i % 8]
+}
+
 /// Where bytes differ from the blocks from `lba` on.
 pub fn differs(bytes: &[u8], lba: u32, salt: u8) -> Option<usize> {
     bytes.chunks(8).enumerate().find_map(|(i, chunk)| {
@@ -161,7 +166,7 @@ pub fn release_queue(sys: &mut FreeBsd, disk: Disk) {
 
 /// The pass-through node of a disk.
 fn node_of(sys: &mut FreeBsd, disk: Disk) -> Option<(&'static str, Kind)> {
-    let nodes = sys.nodes("qpass");
+    let nodes = sys.nodes(sys.attacked());
     nodes.into_iter().find_map(|node| {
         let kind = sys.kind(node)?;
         disk.is_of(&kind).then_some((node, kind))

@@ -163,7 +163,7 @@ pub fn h1b(t: &mut Trial<'_>) -> Outcome {
 pub fn h2(t: &mut Trial<'_>) -> Outcome {
     const N: usize = 4;
     let mut ccb = Command::new(t.sys, 1);
-    for path in t.sys.nodes("qpass") {
+    for path in t.sys.nodes(t.sys.attacked()) {
         let Ok(fd) = t.sys.open(path, RDWR) else {
             continue;
         };

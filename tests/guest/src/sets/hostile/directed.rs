@@ -189,7 +189,7 @@ fn cdb(t: &mut Trial<'_>) -> Outcome {
     let mut memory = Memory::new(t.sys, 4096);
     memory.bytes_mut()[255] = 1;
     let mut command = Command::new(t.sys, 4096);
-    for path in t.sys.nodes("qpass") {
+    for path in t.sys.nodes(t.sys.attacked()) {
         let Ok(fd) = t.sys.open(path, sys::O_RDWR as i32) else {
             continue;
         };
@@ -223,7 +223,7 @@ fn storm(t: &mut Trial<'_>, disk: Disk, n: usize, what: fn(&mut FreeBsd, Fd)) ->
     let mut pids = [None; 4];
     for pid in &mut pids[..n] {
         *pid = t.start(|sys| {
-            let mut all = sys.nodes("qpass");
+            let mut all = sys.nodes(sys.attacked());
             let path = all.find(|path| sys.kind(path).is_some_and(|kind| disk.is_of(&kind)));
             let fd = path.and_then(|path| sys.open(path, sys::O_RDWR as i32).ok());
             let Some(fd) = fd else { return 1 };
