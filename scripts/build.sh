@@ -17,6 +17,17 @@ die() {
 	exit 1
 }
 
+# The program that tests the driver as a 32-bit process: COMPILER LINKER OUT HEADERS...
+compat32() {
+	compiler=$1 linker=$2 program=$3
+	shift 3
+	"$compiler" -target i386-unknown-freebsd14 -m32 -march=i686 -std=c11 -O1 -Wall -Wextra \
+		-Werror -ffreestanding -fno-stack-protector -fno-pic -fno-builtin "$@" \
+		-c tests/guest/compat32.c -o "$program.o"
+	"$linker" -m elf_i386_fbsd -static -e _start -o "$program" "$program.o"
+	rm -f "$program.o"
+}
+
 if [ "$(uname -s)" = FreeBSD ]; then
 	make -C kmod
 	mkdir -p target/kmod/host
@@ -24,6 +35,7 @@ if [ "$(uname -s)" = FreeBSD ]; then
 	scripts/rust-staticlib.sh guest target/kmod/host/rust target/kmod/host/libguest.a
 	ld.lld -m elf_x86_64_fbsd -static --gc-sections -e _start \
 		-o target/kmod/host/guest-init target/kmod/host/libguest.a
+	compat32 cc ld.lld target/kmod/host/guest32
 	echo "build: target/kmod/host/qpass.ko"
 	exit 0
 fi
@@ -59,4 +71,5 @@ env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
 	scripts/rust-staticlib.sh guest "$out/rust" "$out/libguest.a"
 ld.lld-19 -m elf_x86_64_fbsd -static --gc-sections -e _start \
 	-o "$out/guest-init" "$out/libguest.a"
+compat32 clang-19 ld.lld-19 "$out/guest32" -nostdinc -I"$headers/arch" -I"$headers/generic"
 echo "build: ${out#"$root"/}/qpass.ko ($(wc -c <"$out/qpass.ko") bytes, FreeBSD $osversion)"

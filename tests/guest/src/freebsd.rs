@@ -56,7 +56,14 @@ mod numbers {
     pub const NMOUNT: u32 = 378;
     pub const THR_NEW: u32 = 455;
     pub const SYSCTL: u32 = 202;
+    pub const CHMOD: u32 = 15;
     pub const MADVISE: u32 = 75;
+    pub const SETGROUPS: u32 = 80;
+    pub const SETGID: u32 = 181;
+    pub const JAIL_SET: u32 = 507;
+    pub const CAP_ENTER: u32 = 516;
+    pub const CAP_RIGHTS_LIMIT: u32 = 533;
+    pub const CAP_IOCTLS_LIMIT: u32 = 534;
     pub const MUNLOCK: u32 = 204;
     pub const MINHERIT: u32 = 250;
     pub const PWRITE: u32 = 476;
@@ -296,6 +303,86 @@ impl FreeBsd {
     pub fn lead_group(&mut self, pid: usize) {
         // SAFETY: numbers.
         let _ = unsafe { syscall(numbers::SETPGID, [pid, pid, 0, 0, 0, 0]) };
+    }
+
+    /// setgid(2), and setgroups(2) of that group alone.
+    pub fn set_group(&mut self, group: u32) {
+        let at = &raw const group as usize;
+        // SAFETY: a list of one group, which lives for the call.
+        let _ = unsafe { syscall(numbers::SETGROUPS, [1, at, 0, 0, 0, 0]) };
+        // SAFETY: a number.
+        let _ = unsafe { syscall(numbers::SETGID, [group as usize, 0, 0, 0, 0, 0]) };
+    }
+
+    /// chmod(2): whether it was done.
+    pub fn set_mode(&mut self, path: &str, mode: usize) -> bool {
+        let path = CPath::new(path);
+        // SAFETY: the path lives for the call.
+        unsafe { syscall(numbers::CHMOD, [path.address(), mode, 0, 0, 0, 0]) }.is_ok()
+    }
+
+    /// jail_set(2): puts this process into a new jail of the whole file system, with a
+    /// securelevel of its own.
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn enter_jail(&mut self, securelevel: i32) -> Result<(), Errno> {
+        const CREATE_AND_ATTACH: usize = 1 | 4;
+        let texts = ["path", "/", "securelevel"].map(|text| (CPath::new(text), text.len() + 1));
+        let [path, root, level] = &texts;
+        let vector = [
+            [path.0.address(), path.1],
+            [root.0.address(), root.1],
+            [level.0.address(), level.1],
+            [&raw const securelevel as usize, size_of::<i32>()],
+        ];
+        let args = [
+            vector.as_ptr() as usize,
+            vector.len(),
+            CREATE_AND_ATTACH,
+            0,
+            0,
+            0,
+        ];
+        // SAFETY: iovecs of NUL-ended strings and a number, which live for the call.
+        unsafe { syscall(numbers::JAIL_SET, args) }.map(|_| ())
+    }
+
+    /// cap_enter(2).
+    ///
+    /// # Errors
+    /// The errno: a kernel without CAPABILITY_MODE.
+    pub fn enter_capability_mode(&mut self) -> Result<(), Errno> {
+        // SAFETY: no arguments.
+        unsafe { syscall(numbers::CAP_ENTER, [0; 6]) }.map(|_| ())
+    }
+
+    /// cap_rights_limit(2), and with a list of requests cap_ioctls_limit(2).
+    ///
+    /// # Errors
+    /// The errno.
+    pub fn limit_rights(
+        &mut self,
+        fd: Fd,
+        rights: [u64; 2],
+        requests: Option<&[u64]>,
+    ) -> Result<(), Errno> {
+        let args = [fd as usize, rights.as_ptr() as usize, 0, 0, 0, 0];
+        // SAFETY: a cap_rights_t is two such words.
+        unsafe { syscall(numbers::CAP_RIGHTS_LIMIT, args) }?;
+        let Some(requests) = requests else {
+            return Ok(());
+        };
+        let args = [
+            fd as usize,
+            requests.as_ptr() as usize,
+            requests.len(),
+            0,
+            0,
+            0,
+        ];
+        // SAFETY: the list lives for the call.
+        unsafe { syscall(numbers::CAP_IOCTLS_LIMIT, args) }.map(|_| ())
     }
 
     /// setuid(2).

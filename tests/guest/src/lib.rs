@@ -106,6 +106,12 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
         }
         return Ok(sheet.score);
     }
+    if name == "contexts" {
+        load(sheet.sys)?;
+        sheet.sys.sleep_ms(500);
+        sets::contexts(&mut sheet);
+        return Ok(sheet.score);
+    }
     let id = load(sheet.sys)?;
     // Devices are probed after init starts.
     sheet.sys.sleep_ms(500);

@@ -1,6 +1,7 @@
 //! The named test sets, beside the conformance suite: what wants a real kernel,
 //! its SIMs, its processes and its other pass-through driver.
 
+mod contexts;
 mod faults;
 mod hostile;
 mod notify;
@@ -10,6 +11,7 @@ mod tools;
 mod unload;
 mod unplug;
 
+pub use contexts::contexts;
 pub use faults::faults;
 pub use hostile::hostile;
 pub use notify::notify;
