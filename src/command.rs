@@ -27,8 +27,8 @@ impl Unit {
     /// `EACCES`: the data is not the process's memory; `EFAULT`: nor is the
     /// CDB, or not any more; `EINVAL`, `ENODEV`: see [`Operation::parse`];
     /// `E2BIG`: the transfer is longer than the device takes; `EBUSY`: see
-    /// [`check_nvme`](Self::check_nvme) and [`check_shared`](Self::check_shared); `ENXIO`: the
-    /// device is gone; `EPERM`: see [`Request::check_physical`].
+    /// [`check_nvme`](Self::check_nvme), [`check_reset`](Self::check_reset) and
+    /// [`check_shared`](Self::check_shared); `ENXIO`: the device is gone; `EPERM`: see [`Request::check_physical`].
     pub fn command(&self, open: &Shared<Open>, ccb: &mut Ccb, thread: Thread<'_>) -> Result {
         let mut operation = Operation::parse(&ccb.fields())?;
         self.longest().check_synchronous(&operation)?;
@@ -48,6 +48,7 @@ impl Unit {
             self.copyin_cdb(ccb, &mut cdb)?;
         }
         self.refuse(ccb, &mut operation);
+        self.check_reset(ccb)?;
         let addresses = operation.transfers.map(|t| t.map(|t| ccb.data(t.field)));
         // Another opcode has no place for it, and would bring the address back.
         let has_long_cdb = ccb.has(Field::Scsi) && ccb.hdr().flags & sys::CAM_CDB_POINTER != 0;

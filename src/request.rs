@@ -206,7 +206,8 @@ impl Request {
     /// `EAGAIN`: the open or the device is at its limits; `EFAULT`: a bad
     /// pointer; `EINVAL`, `ENODEV`: see [`Operation::parse`]; `EPERM`: see
     /// [`check_physical`](Self::check_physical); `EINVAL`: the CDB or the
-    /// transfer is too long; `ENXIO`: the device is gone.
+    /// transfer is too long; `EBUSY`: see [`Unit::check_reset`] and
+    /// [`Unit::check_nvme`]; `ENXIO`: the device is gone.
     pub fn from_user(open: &Shared<Open>, name: Name, thread: Thread<'_>) -> Taken<ZoneBox<Self>> {
         open.zones()?;
         let mut draft = Draft::copyin(open.clone(), name.user_ccb)?;
@@ -219,6 +220,7 @@ impl Request {
         let unit = open.unit()?;
         unit.longest().check_queued(&operation)?;
         unit.refuse(ccb, &mut operation);
+        unit.check_reset(ccb)?;
         let mut format_use = None;
         if ccb.has(Field::Nvme) {
             format_use = unit.check_nvme(open.periph(), ccb, &operation, thread)?;

@@ -51,8 +51,9 @@ pub static DEVSW: DevSw = DevSw::new::<Qpass>();
 /// Commands after which a device is asked anew how many it takes at a time: CAM
 /// may have changed its mind, by tags or a full queue.
 const OPENINGS_HOLD: u32 = 64;
-/// Nanoseconds that a device has between two probes that programs ask for.
-const BETWEEN_PROBES: u64 = 1_000_000_000;
+/// Nanoseconds that a device has between two probes, or two resets, that programs ask
+/// for.
+const PEACE: u64 = 1_000_000_000;
 /// The same, where it has as many as it took.
 const OPENINGS_ASK: u32 = 8;
 
@@ -69,6 +70,8 @@ pub struct Unit {
     pub(crate) unmapped: bool,
     /// Bytes of the longest CDB that the SIM has room for.
     pub(crate) longest_cdb: u8,
+    /// uptime(): until then the device is not reset anew.
+    reset_until: AtomicU64,
     /// On a bus of ATA's: bytes of the longest CDB that CAM lets through.
     longest_packet: Option<AtomicU8>,
     /// The SIM answers no XPT_ABORT, and keeps none.
@@ -377,6 +380,7 @@ impl Unit {
             unmapped: inq.unmapped,
             longest_cdb: inq.longest_cdb,
             longest_packet,
+            reset_until: AtomicU64::new(0),
             forgets_aborts: inq.forgets_aborts,
             kept,
             namespace,
@@ -544,6 +548,26 @@ impl Unit {
         Ok(())
     }
 
+    /// Whether an XPT_RESET_DEV comes long enough after the last one. Each fails what
+    /// other drivers have at the device, and da(4) tries a command five times only: it
+    /// would give the disk up.
+    ///
+    /// # Errors
+    /// `EBUSY`: no.
+    pub fn check_reset(&self, ccb: &Ccb) -> Result {
+        if ccb.hdr().func_code != sys::XPT_RESET_DEV {
+            return Ok(());
+        }
+        let (now, until) = (uptime(), self.reset_until.load(Ordering::Relaxed));
+        let (order, next) = (Ordering::Relaxed, now + PEACE);
+        let is_soon = now < until
+            || self
+                .reset_until
+                .compare_exchange(until, next, order, order)
+                .is_err();
+        if is_soon { Err(EBUSY) } else { Ok(()) }
+    }
+
     /// What a request would do to the device for everybody, and may not.
     ///
     /// # Errors
@@ -563,7 +587,7 @@ impl Unit {
                 // CAM answers before it begins: for a second it may not have.
                 let is_soon = now < *until;
                 if is_probed || !is_soon {
-                    *until = now + BETWEEN_PROBES;
+                    *until = now + PEACE;
                 }
                 if is_probed || is_soon {
                     Err(EBUSY)

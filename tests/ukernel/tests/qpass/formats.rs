@@ -260,7 +260,7 @@ fn a_user_supplied_ccb_goes_through() {
         fd,
         &mut command,
         |c| {
-            until_it_may_be_probed();
+            until_it_is_let_be();
             c.immediate(sys::XPT_REPROBE_LUN);
             c.set_private(0, 0xabcd);
         },

@@ -573,8 +573,8 @@ fn a_transfer_above_the_sims_limit_is_einval() {
     }
 }
 
-/// The driver leaves a device to its own driver for a second.
-pub fn until_it_may_be_probed() {
+/// A device that was probed or reset is left to its own driver for a second.
+pub fn until_it_is_let_be() {
     std::thread::sleep(Duration::from_millis(1100));
 }
 
@@ -781,7 +781,10 @@ fn a_device_reset_goes_through() {
         &mut machine,
         fd,
         &mut command,
-        |c| zeroed(c, sys::XPT_RESET_DEV, sys::CAM_DIR_NONE),
+        |c| {
+            until_it_is_let_be();
+            zeroed(c, sys::XPT_RESET_DEV, sys::CAM_DIR_NONE);
+        },
         |c| assert_eq!(c.hdr().status & sys::CAM_STATUS_MASK, sys::CAM_REQ_CMP),
     );
     machine.close(fd);

@@ -94,7 +94,7 @@ fn a_user_supplied_ccb_gives_no_high_power_slot_back() {
     let (mut machine, module, fd) = boot_open(Config::default());
     let mut command = Command::new(&mut machine, 0);
     for synchronous in [false, true] {
-        until_it_may_be_probed();
+        until_it_is_let_be();
         command.immediate(sys::XPT_REPROBE_LUN);
         command.hdr().flags = sys::CAM_HIGH_POWER;
         if synchronous {

@@ -15,6 +15,7 @@ tests! {
     a_device_is_probed_and_then_left_to_its_driver;
     synchronous_commands_of_any_priority_get_a_ccb;
     a_command_that_cam_refuses_leaves_no_opening_behind;
+    resets_leave_the_disks_own_driver_its_retries;
     a_long_cdb_is_for_sims_that_have_room;
     a_signal_ends_the_retries_of_a_synchronous_command;
     a_queue_that_another_driver_froze_stays_frozen;
@@ -98,6 +99,9 @@ fn flags_that_freeze_stop_no_other_driver() {
     let device = machine.device().clone();
     for func_code in [sys::XPT_SCSI_IO, sys::XPT_RESET_DEV, sys::XPT_NOOP] {
         for way in WAYS {
+            if func_code == sys::XPT_RESET_DEV {
+                until_it_is_let_be();
+            }
             let fd = machine.open(NODE, RDWR).expect("open");
             let mut command = Command::new(&mut machine, 512);
             command.test_unit_ready();
@@ -477,6 +481,38 @@ fn synchronous_commands_of_any_priority_get_a_ccb() {
     });
     assert!(done.into_inner() > 100);
     machine.close(fd);
+    machine.unload(module);
+}
+
+/// Each reset fails what another driver has at the device, and that tries a few times
+/// only.
+fn resets_leave_the_disks_own_driver_its_retries() {
+    const EBUSY: i32 = sys::EBUSY as i32;
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    let other = machine.open(NODE, RDWR).expect("open");
+    let mut command = Command::new(&mut machine, 0);
+    let mut ask = |machine: &mut Machine, fd, queued: bool| {
+        command.immediate(sys::XPT_RESET_DEV);
+        command.hdr().timeout = 10_000;
+        if !queued {
+            return command.send(machine, fd);
+        }
+        command.queue(machine, fd)?;
+        assert_eq!(machine.poll(fd, POLLIN, 20_000), Ok(POLLIN));
+        command.get(machine, fd)
+    };
+    for queued in [true, false] {
+        assert_eq!(ask(&mut machine, fd, queued), Ok(()));
+        // By any open.
+        for fd in [fd, other] {
+            assert_eq!(ask(&mut machine, fd, queued), Err(EBUSY));
+            assert_eq!(ask(&mut machine, fd, !queued), Err(EBUSY));
+        }
+        until_it_is_let_be();
+    }
+    machine.close(fd);
+    machine.close(other);
     machine.unload(module);
 }
 
