@@ -1,9 +1,11 @@
 #!/bin/sh
-# Builds the kernel module. usage: scripts/build.sh [--kasan] [14|15]
+# Builds the kernel module. usage: scripts/build.sh [--kasan|--kcov] [14|15]
 #
 # With --kasan every load and store of the driver itself is one that a kernel with
 # KASAN checks, and no other kernel loads the module: it is for tests, and stands in
-# target/kmod/freebsd-RELEASE-kasan, which scripts/vm -r RELEASE-kasan takes.
+# target/kmod/freebsd-RELEASE-kasan, which scripts/vm -r RELEASE-kasan takes. With
+# --kcov, which stands in freebsd-RELEASE-kcov, every branch tells kcov(4) of itself:
+# that wants a kernel with KCOV and COVERAGE.
 #
 # The result is target/kmod/freebsd-RELEASE/qpass.ko, and beside it guest-init,
 # the static program that tests it as the first process of a guest; or, on FreeBSD, a link to
@@ -40,10 +42,10 @@ if [ "$(uname -s)" = FreeBSD ]; then
 	exit 0
 fi
 
-kasan=
-if [ "${1:-}" = --kasan ]; then
-	kasan=-kasan
-	shift
+kind=
+case ${1:-} in
+--kasan)
+	kind=-kasan
 	# By calls, as the kernel's own objects; what is on the stack and in globals is
 	# not guarded, for that wants the kernel's constructors.
 	asan="-asan-instrumentation-with-call-threshold=0 -asan-stack=0 -asan-globals=0"
@@ -51,13 +53,25 @@ if [ "${1:-}" = --kasan ]; then
 	for option in $asan; do
 		QPASS_RUSTFLAGS="$QPASS_RUSTFLAGS -Cllvm-args=$option"
 	done
+	;;
+--kcov)
+	kind=-kcov
+	cov="-sanitizer-coverage-level=3 -sanitizer-coverage-trace-pc"
+	QPASS_RUSTFLAGS=-Cpasses=sancov-module
+	for option in $cov; do
+		QPASS_RUSTFLAGS="$QPASS_RUSTFLAGS -Cllvm-args=$option"
+	done
+	;;
+esac
+if [ -n "$kind" ]; then
 	export QPASS_RUSTFLAGS
+	shift
 fi
 release=${1:-14}
 headers=$root/.deps/freebsd-$release
 [ -d "$headers" ] || die "no headers of FreeBSD $release: run scripts/setup.sh"
 osversion=$(cat "$headers/osversion")
-out=$root/target/kmod/freebsd-$release$kasan
+out=$root/target/kmod/freebsd-$release$kind
 mkdir -p "$out"
 
 # Debian's toolchain: it has the sources of core, which rustup's does not.
