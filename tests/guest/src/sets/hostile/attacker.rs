@@ -533,7 +533,10 @@ impl Attacker<'_> {
     /// Whether what came back has words that only a kernel's addresses are: no
     /// word of a program's own has its upper bits set.
     fn look_for_addresses(&mut self, ccb: usize) {
-        if self.has_other_words {
+        // SAFETY: plain data.
+        let code = unsafe { (*(ccb as *const sys::ccb)).ccb_h.func_code };
+        // Flags and openings of its own look like one too.
+        if self.has_other_words || code == sys::XPT_REL_SIMQ {
             return;
         }
         for i in 0..size_of::<sys::ccb>() / 8 {
@@ -542,15 +545,13 @@ impl Attacker<'_> {
             // vmparam.h: the direct map and the kernel's own, and its text and data.
             let is_kernels = (0xffff_f800_0000_0000..0xffff_fff0_0000_0000).contains(&word)
                 || (0xffff_ffff_8000_0000..0xffff_ffff_f000_0000).contains(&word);
-            if is_kernels && word & 0xffff != 0xffff && !WILD.contains(&(word as usize)) {
-                // SAFETY: plain data.
-                let code = unsafe { (*(ccb as *const sys::ccb)).ccb_h.func_code };
-                if self.shared.leaked.fetch_add(1, Relaxed) < 10 {
-                    let mut line = conform::Line::new();
-                    use core::fmt::Write;
-                    let _ = write!(line, "guest: {word:#x} at {} of opcode {code:#x}", i * 8);
-                    self.sys.print(line.as_str());
-                }
+            if !is_kernels || word & 0xffff == 0xffff || WILD.contains(&(word as usize)) {
+                continue;
+            }
+            if self.shared.leaked.fetch_add(1, Relaxed) < 10 {
+                let mut line = Line::new();
+                let _ = write!(line, "guest: {word:#x} at {} of opcode {code:#x}", i * 8);
+                self.sys.print(line.as_str());
             }
         }
     }

@@ -169,7 +169,8 @@ pub fn run(
                 Err(_) => {}
             }
         }
-        sys.sleep_ms(100 + dice.below(600) as u64);
+        let ms = dice.below(600) as u64;
+        sys.sleep_ms(if phase.is_loads() { ms / 2 } else { 100 + ms });
         for pid in pids.into_iter().filter(|pid| *pid != 0) {
             sys.kill(pid, SIGKILL);
         }
@@ -177,7 +178,7 @@ pub fn run(
             sys.wait(pid);
         }
         if phase.is_loads() {
-            sys.sleep_ms(100 + dice.below(200) as u64);
+            sys.sleep_ms(200 + dice.below(400) as u64);
         }
     }
     sys.exit(0)
