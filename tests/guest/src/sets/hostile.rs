@@ -144,6 +144,9 @@ pub(super) struct Shared {
     /// Unloads in a phase that has them, and disks that went.
     pub unloads: AtomicU64,
     pub pulls: AtomicU64,
+    /// Of each disk that can be pulled: whether that was asked for, and it was not
+    /// plugged in since.
+    pub pulling: [AtomicU64; 2],
 }
 
 const KILLED_MS: u64 = 15_000;
@@ -330,7 +333,7 @@ fn one_round(
         trial::let_go(sheet.sys);
     }
     if phase.is_plug() {
-        plug_all(sheet.sys);
+        plug_all(sheet.sys, shared);
     }
     let [calls, good, verified, differed, leaked, unloads, pulls] =
         before.map(|(counter, before)| counter.load(Relaxed) - before);
@@ -386,14 +389,17 @@ fn one_round(
     goes_on
 }
 
-/// Plugs in what a round has left pulled.
-fn plug_all(sys: &mut FreeBsd) {
-    for (name, disk) in others::PULLED {
+/// Plugs in what a round has left pulled, or on its way out.
+fn plug_all(sys: &mut FreeBsd, shared: &Shared) {
+    for (at, (name, disk)) in others::PULLED.into_iter().enumerate() {
+        if shared.pulling[at].swap(0, Relaxed) == 0 {
+            continue;
+        }
+        sys.pull_device(name, |sys| disk.block_device(sys).is_none());
         for _ in 0..5 {
-            if disk.block_device(sys).is_some() {
+            if sys.plug_device(name, |sys| disk.block_device(sys).is_some()) {
                 break;
             }
-            sys.plug_device(name, |sys| disk.block_device(sys).is_some());
         }
     }
 }

@@ -172,11 +172,15 @@ fn plugger(sys: &mut FreeBsd, dice: &mut Dice, shared: &Shared) -> ! {
         sys.exit(0);
     }
     loop {
-        let (name, disk) = dice.of(&PULLED);
+        let at = dice.below(PULLED.len());
+        let (name, disk) = PULLED[at];
         sys.sleep_ms(300 + dice.below(700) as u64);
+        shared.pulling[at].store(1, Relaxed);
         let gone = sys.pull_device(name, |sys| disk.block_device(sys).is_none());
         shared.pulls.fetch_add(u64::from(gone), Relaxed);
         sys.sleep_ms(200 + dice.below(300) as u64);
-        sys.plug_device(name, |sys| disk.block_device(sys).is_some());
+        if sys.plug_device(name, |sys| disk.block_device(sys).is_some()) {
+            shared.pulling[at].store(0, Relaxed);
+        }
     }
 }
