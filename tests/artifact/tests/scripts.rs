@@ -116,6 +116,64 @@ fn the_port_lists_what_is_installed() {
     assert!(port.contains(&format!("DISTVERSION=\t{}", number.expect("a version"))));
 }
 
+fn program(path: &std::path::Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text).expect("a file");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("a mode");
+}
+
+/// Runs scripts/vm with a QEMU that does `what`, and a kernel that is none.
+fn vm_with(what: &str) -> (Option<i32>, String) {
+    let dir = root().join("target/artifact-test/vm");
+    fs::create_dir_all(&dir).expect("a folder");
+    program(&dir.join("makefs"), "#!/bin/sh\nexit 0\n");
+    program(
+        &dir.join("qemu-system-x86_64"),
+        &format!("#!/bin/sh\necho 'guest: set conform'\n{what}\n"),
+    );
+    let kernel = dir.join("kernel");
+    fs::write(&kernel, b"\x7fELF, it says").expect("a file");
+    let path = std::env::var("PATH").expect("PATH");
+    let run = Command::new(root().join("scripts/vm"))
+        .env("PATH", format!("{}:{path}", dir.display()))
+        .args(["-a", "tcg", "-t", "60"])
+        .arg("-o")
+        .arg(dir.join("console.txt"))
+        .arg(&kernel)
+        .output()
+        .expect("the script runs");
+    (
+        run.status.code(),
+        String::from_utf8_lossy(&run.stderr).into_owned(),
+    )
+}
+
+#[test]
+fn vm_tells_a_dead_emulator_from_a_dead_guest() {
+    let (status, said) = vm_with("kill -SEGV $$");
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("the emulator died of signal 11"), "{said}");
+    let (status, said) = vm_with("echo 'panic: page fault'; sleep 30");
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("the guest's kernel panicked"), "{said}");
+    let (status, said) = vm_with("exit 0");
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("no verdict"), "{said}");
+    let (status, said) = vm_with("echo '3 passed, 0 failed, 0 skipped'");
+    assert_eq!(status, Some(0), "{said}");
+    // What a sound driver does not cause.
+    for line in [
+        "Warning: memory type qpass leaked memory on destroy (1 allocations, 16 bytes leaked).",
+        "Freed UMA keg (qpass_request) was not empty (1 items).  Lost 1 pages of memory.",
+        "panic: ASan: Invalid access, 8-byte read at 0xfffffe0051d294c8",
+    ] {
+        let (status, said) = vm_with(&format!(
+            "echo '{line}'; echo '3 passed, 0 failed, 0 skipped'"
+        ));
+        assert_eq!(status, Some(1), "{line}: {said}");
+    }
+}
+
 /// A machine that fails when attackers 4 and 17 call by kind 3, from the 17th call to the
 /// 23rd, and at every second try only.
 const FAILS: &str = r#"#!/bin/sh
@@ -137,14 +195,11 @@ exit 1
 
 #[test]
 fn halve_finds_the_smallest_round_that_fails() {
-    use std::os::unix::fs::PermissionsExt;
     let dir = root().join("target/artifact-test/halve");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(dir.join("scripts")).expect("a folder");
     fs::copy(root().join("scripts/halve"), dir.join("scripts/halve")).expect("a copy");
-    let machine = dir.join("scripts/vm");
-    fs::write(&machine, FAILS).expect("a file");
-    fs::set_permissions(&machine, fs::Permissions::from_mode(0o755)).expect("a mode");
+    program(&dir.join("scripts/vm"), FAILS);
     let halve = |words: &str| {
         let run = Command::new(dir.join("scripts/halve"))
             .args(["--console", words, "7", "12", "kernel"])
