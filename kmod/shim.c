@@ -25,11 +25,14 @@
 #include <cam/cam_xpt_periph.h>
 #include <cam/cam_xpt_internal.h>
 
-MALLOC_DEFINE(M_QPASS, "qpass", "CAM queued pass-through driver");
+/* What src/kpi has to say of the driver: wait channels, lines on the console. */
+const char kpi_name[] = "qpass";
+
+MALLOC_DEFINE(M_KPI, "qpass", "CAM queued pass-through driver");
 
 u_int qpass_max_requests = 1024;
 u_int qpass_device_max_requests = 4096;
-/* 0 becomes what the machine's memory allows: see src/kpi/tunable.rs. */
+/* 0 becomes what the machine's memory allows: see src/tunable.rs. */
 u_long qpass_max_bytes = 0;
 u_long qpass_device_max_bytes = 0;
 u_long qpass_total_max_bytes = 0;
@@ -92,7 +95,7 @@ SYSCTL_UINT(_kern_cam_qpass, OID_AUTO, zerocopy_min, CTLFLAG_RWTUN,
     "Bytes from which on a transfer uses the process's own pages");
 
 /* Where a unit's own node goes. */
-struct sysctl_oid_list *qpass_sysctl_children =
+struct sysctl_oid_list *kpi_sysctl_parent =
     SYSCTL_STATIC_CHILDREN(_kern_cam_qpass);
 
 static SYSCTL_NODE(_hw, OID_AUTO, qpass, CTLFLAG_RD | CTLFLAG_MPSAFE, 0,
@@ -104,10 +107,10 @@ SYSCTL_INT(_hw_qpass, OID_AUTO, replace, CTLFLAG_RDTUN, &qpass_replace, 0,
  * The first page from i on of n that is still of an object and is not dirty all
  * over; n where there is none.  The answer is of the moment.
  */
-int	qpass_clean_page(vm_page_t *pages, int i, int n);
+int	kpi_clean_page(vm_page_t *pages, int i, int n);
 
 int
-qpass_clean_page(vm_page_t *pages, int i, int n)
+kpi_clean_page(vm_page_t *pages, int i, int n)
 {
 
 	while (i < n && (pages[i]->dirty == VM_PAGE_BITS_ALL ||
@@ -122,10 +125,10 @@ qpass_clean_page(vm_page_t *pages, int i, int n)
  * commands that the SIM has given back, which gives the device and the SIM one
  * opening more each (cam_xpt.c, xpt_done_process()).
  */
-int	qpass_ccb_dequeue(union ccb *ccb);
+int	kpi_ccb_dequeue(union ccb *ccb);
 
 int
-qpass_ccb_dequeue(union ccb *ccb)
+kpi_ccb_dequeue(union ccb *ccb)
 {
 	struct cam_ed *device = ccb->ccb_h.path->device;
 	struct cam_devq *devq = device->sim->devq;

@@ -6,22 +6,23 @@
 //! device, sends one command and closes it pays for no zone but the first time.
 
 use crate::{
-    ioctl::Transfer,
-    kpi::{
-        alloc::KVec,
-        ccb::Ccb,
-        errno::Result,
-        once::Once,
-        pages::HeldPages,
-        shared::Shared,
-        user::UserPtr,
-        zone::{self, Chunk, Zone},
-    },
     queue::Open,
     request::Request,
-    sg::{self, Pieces, Segment},
+    sg::{self, Pieces},
 };
 use core::ffi::CStr;
+use kpi::{
+    alloc::KVec,
+    ccb::Ccb,
+    errno::Result,
+    fields::Transfer,
+    once::Once,
+    pages::HeldPages,
+    segment::Segment,
+    shared::Shared,
+    user::UserPtr,
+    zone::{self, Chunk, Zone},
+};
 use sys_bindings as sys;
 
 /// The size classes in bytes, and what vmstat -z calls their zones.

@@ -4,25 +4,25 @@
 //! abort. Either way it is reaped once, unless its open is closed.
 
 use crate::{
-    kpi::{
-        abort::{self, AbortCcb, Dequeued, Place, UnderWay},
-        ccb::OwnCcb,
-        cdev::Thread,
-        driver::pause_ms_or_signal,
-        errno::{EINVAL, ENOENT, ENXIO, Result},
-        fifo::Fifo,
-        periph::{Held, PeriphRef},
-        shared::Shared,
-        time::uptime,
-        user::UserPtr,
-        zone::ZoneBox,
-    },
     queue::{Open, Queue},
     request::{Request, Ticket},
     stats::Outcome,
     unit::{DONE, Unit},
 };
 use core::{cell::Cell, sync::atomic::Ordering::Relaxed};
+use kpi::{
+    abort::{self, AbortCcb, Dequeued, Place, UnderWay},
+    ccb::OwnCcb,
+    cdev::Thread,
+    driver::pause_ms_or_signal,
+    errno::{EINVAL, ENOENT, ENXIO, Result},
+    fifo::Fifo,
+    periph::{Held, PeriphRef},
+    shared::Shared,
+    time::uptime,
+    user::UserPtr,
+    zone::ZoneBox,
+};
 use sys_bindings as sys;
 
 /// Which requests a call takes back.

@@ -2,21 +2,22 @@
 
 use crate::{
     buffer::{self, Bounce, MAX_CHUNK, Segments},
-    ioctl::{self, Field, Format, Operation, Route, Transfer},
-    kpi::{
-        ccb::{self, Ccb, Mapped, OwnCcb},
-        cdev::Thread,
-        errno::{E2BIG, EACCES, EFAULT, EINVAL, ENXIO, Result},
-        mmc::{self, MmcData},
-        periph::Held,
-        shared::Shared,
-        user::UserPtr,
-    },
+    ioctl::{self, Format, Operation, Route},
     queue::Open,
     request::Request,
     sg::ALIGNMENT,
     stats::Outcome,
     unit::Unit,
+};
+use kpi::{
+    ccb::{self, Ccb, Mapped, OwnCcb},
+    cdev::Thread,
+    errno::{E2BIG, EACCES, EFAULT, EINVAL, ENXIO, Result},
+    fields::{Field, Transfer},
+    mmc::{self, MmcData},
+    periph::Held,
+    shared::Shared,
+    user::UserPtr,
 };
 use sys_bindings as sys;
 
@@ -52,7 +53,7 @@ impl Unit {
         let addresses = operation.transfers.map(|t| t.map(|t| ccb.data(t.field)));
         // Another opcode has no place for it, and would bring the address back.
         let has_long_cdb = ccb.has(Field::Scsi) && ccb.hdr().flags & sys::CAM_CDB_POINTER != 0;
-        ccb.build(&operation);
+        ccb.build(operation.flags, &operation.transfers);
         if has_long_cdb {
             ccb.set_cdb_pointer(&mut cdb);
         }
@@ -146,7 +147,7 @@ impl Unit {
             None => None,
         };
         let saved = ccb.saved();
-        ccb.build(operation);
+        ccb.build(operation.flags, &operation.transfers);
         let pointers = mmc::take_pointers(ccb, data.as_mut());
         let ran = self.run(open, ccb, Route::Mmc);
         ccb.restore(&saved);

@@ -6,18 +6,20 @@
 
 use crate::{
     ioctl::Route,
-    kpi::{
-        cdev::Thread,
-        errno::{EAGAIN, EINVAL, ETIMEDOUT, Errno, Result},
-        fifo::Fifo,
-        mutex::check_signals,
-        shared::Shared,
-        time::{Deadline, uptime, uptime_of_last_tick},
-        user::{UserPtr, zeroed},
-        zone::ZoneBox,
-    },
     queue::{Open, Queue, Taken},
-    request::{Name, Request},
+    request::{Item, Name, Request},
+};
+use kpi::{
+    ccb::Ccb,
+    cdev::Thread,
+    errno::{EAGAIN, EINVAL, ETIMEDOUT, Errno, Result},
+    fields::Field,
+    fifo::Fifo,
+    mutex::check_signals,
+    shared::Shared,
+    time::{Deadline, uptime, uptime_of_last_tick},
+    user::{UserPtr, zeroed},
+    zone::ZoneBox,
 };
 use sys_bindings as sys;
 
@@ -331,7 +333,22 @@ impl Reaper<'_> {
             tag: request.known().tag,
             ccb: request.known().user_ccb.address() as u64,
             flags: flags as u16,
-            ..request.ccb().completion()
+            ..outcome(request.ccb())
         }
     }
+}
+
+/// How a CCB ended, for a program that does not want all of it.
+fn outcome(ccb: &Ccb) -> sys::qpass_completion {
+    let mut done: sys::qpass_completion = zeroed();
+    done.status = ccb.hdr().status;
+    done.resid = ccb.resid();
+    if ccb.has(Field::Scsi) {
+        let csio = ccb.csio();
+        done.scsi_status = csio.scsi_status;
+        if done.status & sys::CAM_AUTOSNS_VALID != 0 {
+            done.sense_len = csio.sense_len.saturating_sub(csio.sense_resid);
+        }
+    }
+    done
 }

@@ -1,14 +1,11 @@
 //! QPIOC_INFO and QPIOC_LIMIT: what there is, and an open's own ceilings.
 
-use crate::{
-    kpi::{
-        errno::{EINVAL, ENXIO, Result},
-        shared::Shared,
-    },
-    limits::Limits,
-    queue::Open,
-};
+use crate::{limits::Limits, queue::Open};
 use core::sync::atomic::Ordering::Relaxed;
+use kpi::{
+    errno::{EINVAL, ENXIO, Result},
+    shared::Shared,
+};
 use sys_bindings as sys;
 
 /// QPIOC_INFO.

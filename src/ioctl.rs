@@ -2,8 +2,11 @@
 //!
 //! pass(4) is the reference: its numbers, its checks in its order, its errnos.
 
-use crate::kpi::errno::{E2BIG, EINVAL, ENODEV, Result};
 use core::ffi::c_ulong;
+use kpi::{
+    errno::{E2BIG, EINVAL, ENODEV, Result},
+    fields::{Direction, Field, Fields, Transfer},
+};
 use sys_bindings as sys;
 
 bitflags::bitflags! {
@@ -98,129 +101,6 @@ impl Request {
     }
 }
 
-/// Where a CCB's data goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// To the user: copied out when reaped.
-    In,
-    /// From the user: copied in when queued.
-    Out,
-    /// Both.
-    Both,
-}
-
-impl Direction {
-    /// The one that a CCB's flags give, if any.
-    pub fn of(flags: u32) -> Option<Self> {
-        match flags & sys::CAM_DIR_MASK {
-            sys::CAM_DIR_NONE => None,
-            sys::CAM_DIR_IN => Some(Direction::In),
-            sys::CAM_DIR_OUT => Some(Direction::Out),
-            _ => Some(Direction::Both),
-        }
-    }
-
-    /// Whether the device reads what the user wrote.
-    pub fn copies_in(self) -> bool {
-        self != Direction::In
-    }
-
-    /// Whether the user reads what the device wrote.
-    pub fn copies_out(self) -> bool {
-        self != Direction::Out
-    }
-}
-
-/// Which pointer of a CCB names the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Field {
-    /// `csio.data_ptr`.
-    Scsi,
-    /// `ataio.data_ptr`.
-    Ata,
-    /// `nvmeio.data_ptr`.
-    Nvme,
-    /// `smpio.smp_request`.
-    SmpRequest,
-    /// `smpio.smp_response`.
-    SmpResponse,
-    /// `cdai.buf`.
-    AdvInfo,
-    /// `mmcio.cmd.data->data`, which no CCB names itself.
-    Mmc,
-}
-
-impl Field {
-    /// The pointers that an opcode's CCB has.
-    pub fn of(func_code: sys::xpt_opcode) -> &'static [Field] {
-        match func_code {
-            sys::XPT_SCSI_IO => &[Field::Scsi],
-            sys::XPT_ATA_IO => &[Field::Ata],
-            sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => &[Field::Nvme],
-            sys::XPT_SMP_IO => &[Field::SmpRequest, Field::SmpResponse],
-            sys::XPT_DEV_ADVINFO => &[Field::AdvInfo],
-            _ => &[],
-        }
-    }
-}
-
-/// One run of data of a CCB; `len` is never 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// Which pointer.
-    pub field: Field,
-    /// Which way.
-    pub direction: Direction,
-    /// Bytes.
-    pub len: u32,
-}
-
-impl Transfer {
-    /// Whether a SIM may be given it as pages: whether one of CAM's own drivers
-    /// (da, ada, nda, sa, cd) would send this command so. SIMs look into the data
-    /// of others: isci(4) panics, mfi(4) and smartpqi(4) change INQUIRY data in
-    /// place. `command` is what [`Ccb::command`] says.
-    ///
-    /// Opcodes of SBC-4, SSC-5, ACS-4 and the NVM Command Set Specification.
-    ///
-    /// [`Ccb::command`]: crate::kpi::ccb::Ccb::command
-    pub fn takes_pages(self, func_code: sys::xpt_opcode, command: &[u8; 16]) -> bool {
-        const DMA: u8 = sys::CAM_ATAIO_DMA as u8;
-        const FPDMA: u8 = sys::CAM_ATAIO_FPDMA as u8;
-        let [first, second, ..] = *command;
-        match (func_code, self.direction) {
-            // READ(6), (10), (12), (16).
-            (sys::XPT_SCSI_IO, Direction::In) => matches!(first, 0x08 | 0x28 | 0xa8 | 0x88),
-            // WRITE(6), (10), (12), (16); WRITE AND VERIFY(10), (12), (16).
-            (sys::XPT_SCSI_IO, Direction::Out) => {
-                matches!(first, 0x0a | 0x2a | 0xaa | 0x8a | 0x2e | 0xae | 0x8e)
-            }
-            // A struct ata_cmd starts with its flags. READ DMA, READ DMA EXT.
-            (sys::XPT_ATA_IO, Direction::In) => match second {
-                0xc8 | 0x25 => first & DMA != 0,
-                0x60 => first & FPDMA != 0,
-                _ => false,
-            },
-            // WRITE DMA, WRITE DMA EXT, WRITE DMA FUA EXT.
-            (sys::XPT_ATA_IO, Direction::Out) => match second {
-                0xca | 0x35 | 0x3d => first & DMA != 0,
-                0x61 => first & FPDMA != 0,
-                _ => false,
-            },
-            // Read; Write and Compare.
-            (sys::XPT_NVME_IO, Direction::In) => first == 0x02,
-            (sys::XPT_NVME_IO, Direction::Out) => matches!(first, 0x01 | 0x05),
-            _ => false,
-        }
-    }
-
-    /// Whether the device moves the data, and its limit applies; what CAM
-    /// itself answers is bounded by what a chunk holds.
-    pub fn is_device_io(self) -> bool {
-        self.field != Field::AdvInfo
-    }
-}
-
 /// How the pointers of a CCB name its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -258,7 +138,7 @@ pub enum Route {
     /// By nobody: CAM would refuse it, see [`Unit::refuse`](crate::unit::Unit::refuse).
     Refused,
     /// By an MMC device, synchronously; its data is two pointers away, see
-    /// [`mmc`](crate::kpi::mmc).
+    /// [`mmc`](kpi::mmc).
     Mmc,
 }
 
@@ -273,29 +153,6 @@ pub struct Operation {
     pub transfers: [Option<Transfer>; 2],
     /// `ccb_flags` that are sent, but for the data format.
     pub flags: u32,
-}
-
-/// The fields of a CCB that decide what becomes of it.
-#[derive(Clone, Copy, Default)]
-pub struct Fields {
-    /// `ccb_h.func_code`.
-    pub func_code: sys::xpt_opcode,
-    /// `ccb_h.flags`.
-    pub flags: u32,
-    /// The lengths of its runs of data in bytes, as the opcode has them.
-    pub lens: [u64; 2],
-    /// `sglist_cnt`, where the opcode has it.
-    pub segments: u16,
-    /// XPT_DEV_ADVINFO: CDAI_FLAG_STORE is set.
-    pub stores: bool,
-    /// XPT_DEV_ADVINFO: `buftype`.
-    pub buftype: u32,
-    /// XPT_CALC_GEOMETRY: `block_size` in bytes.
-    pub block_size: u32,
-    /// XPT_REL_SIMQ: `openings`, where they are to be adjusted.
-    pub openings: Option<u32>,
-    /// XPT_SCSI_IO: `tag_action`.
-    pub tag_action: u8,
 }
 
 impl Operation {
@@ -334,12 +191,12 @@ impl Operation {
         };
         match fields.func_code {
             sys::XPT_SCSI_IO => {
-                fields.check_tag()?;
-                device(Passed::SCSI, fields.io(Field::Scsi, true)?)
+                check_tag(fields)?;
+                device(Passed::SCSI, io(fields, Field::Scsi, true)?)
             }
-            sys::XPT_ATA_IO => device(Passed::COMMAND, fields.io(Field::Ata, false)?),
+            sys::XPT_ATA_IO => device(Passed::COMMAND, io(fields, Field::Ata, false)?),
             sys::XPT_NVME_IO | sys::XPT_NVME_ADMIN => {
-                device(Passed::COMMAND, fields.io(Field::Nvme, true)?)
+                device(Passed::COMMAND, io(fields, Field::Nvme, true)?)
             }
             // A SIM follows S/G lists here when the flags say so, and CAM does
             // not look: the user's own bytes would be taken for one.
@@ -427,46 +284,44 @@ impl Operation {
     }
 }
 
-impl Fields {
-    /// A SIM makes a message or a queue type of the tag's kind. It counts without
-    /// CAM_TAG_ACTION_VALID too, which CAM sets for a device that has queues.
-    ///
-    /// # Errors
-    /// `EINVAL`: none of SAM-5's.
-    fn check_tag(&self) -> Result {
-        const KINDS: [u32; 5] = [
-            sys::CAM_TAG_ACTION_NONE,
-            sys::MSG_SIMPLE_Q_TAG,
-            sys::MSG_HEAD_OF_Q_TAG,
-            sys::MSG_ORDERED_Q_TAG,
-            sys::MSG_ACA_TASK,
-        ];
-        if !KINDS.contains(&u32::from(self.tag_action)) {
-            return Err(EINVAL);
-        }
-        Ok(())
+/// A SIM makes a message or a queue type of the tag's kind. It counts without
+/// CAM_TAG_ACTION_VALID too, which CAM sets for a device that has queues.
+///
+/// # Errors
+/// `EINVAL`: none of SAM-5's.
+fn check_tag(fields: &Fields) -> Result {
+    const KINDS: [u32; 5] = [
+        sys::CAM_TAG_ACTION_NONE,
+        sys::MSG_SIMPLE_Q_TAG,
+        sys::MSG_HEAD_OF_Q_TAG,
+        sys::MSG_ORDERED_Q_TAG,
+        sys::MSG_ACA_TASK,
+    ];
+    if !KINDS.contains(&u32::from(fields.tag_action)) {
+        return Err(EINVAL);
     }
+    Ok(())
+}
 
-    /// The data of a command that has `dxfer_len` and direction flags.
-    fn io(&self, field: Field, lists: bool) -> Result<(Format, Option<Transfer>)> {
-        let Some(direction) = Direction::of(self.flags) else {
-            return Ok((Format::Address, None));
-        };
-        let transfer = transfer(field, direction, self.lens[0])?;
-        match self.flags & sys::CAM_DATA_MASK {
-            sys::CAM_DATA_VADDR => Ok((Format::Address, transfer)),
-            // As pass(4): a list says how long it is, in bytes and segments.
-            sys::CAM_DATA_SG if lists && self.segments != 0 && transfer.is_some() => {
-                Ok((Format::List(self.segments), transfer))
-            }
-            // nvme(4)'s SIM takes a physical address for a virtual one.
-            sys::CAM_DATA_PADDR | sys::CAM_DATA_SG_PADDR if field == Field::Nvme => Err(EINVAL),
-            sys::CAM_DATA_PADDR if transfer.is_some() => Ok((Format::Physical, transfer)),
-            sys::CAM_DATA_SG_PADDR if lists && self.segments != 0 && transfer.is_some() => {
-                Ok((Format::PhysicalList(self.segments), transfer))
-            }
-            _ => Err(EINVAL),
+/// The data of a command that has `dxfer_len` and direction flags.
+fn io(fields: &Fields, field: Field, lists: bool) -> Result<(Format, Option<Transfer>)> {
+    let Some(direction) = Direction::of(fields.flags) else {
+        return Ok((Format::Address, None));
+    };
+    let transfer = transfer(field, direction, fields.lens[0])?;
+    match fields.flags & sys::CAM_DATA_MASK {
+        sys::CAM_DATA_VADDR => Ok((Format::Address, transfer)),
+        // As pass(4): a list says how long it is, in bytes and segments.
+        sys::CAM_DATA_SG if lists && fields.segments != 0 && transfer.is_some() => {
+            Ok((Format::List(fields.segments), transfer))
         }
+        // nvme(4)'s SIM takes a physical address for a virtual one.
+        sys::CAM_DATA_PADDR | sys::CAM_DATA_SG_PADDR if field == Field::Nvme => Err(EINVAL),
+        sys::CAM_DATA_PADDR if transfer.is_some() => Ok((Format::Physical, transfer)),
+        sys::CAM_DATA_SG_PADDR if lists && fields.segments != 0 && transfer.is_some() => {
+            Ok((Format::PhysicalList(fields.segments), transfer))
+        }
+        _ => Err(EINVAL),
     }
 }
 
@@ -550,16 +405,10 @@ pub fn priority(func_code: sys::xpt_opcode, asked: u32) -> u32 {
     }
 }
 
-/// Bytes that a device moved: `dxfer_len` less `resid`. A residual that is
-/// negative, or larger than the transfer, says that it had more to say than there
-/// was room for: all was moved.
-pub fn transferred(len: u32, resid: u32) -> u32 {
-    len.checked_sub(resid).unwrap_or(len)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kpi::fields::transferred;
 
     fn scsi(flags: u32, len: u64) -> Result<Operation> {
         Operation::parse(&Fields {

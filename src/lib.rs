@@ -64,35 +64,22 @@
 #![no_std]
 
 pub mod ioctl;
-pub mod kpi;
 pub mod limits;
 pub mod nvme;
 pub mod sg;
 pub mod stats;
 
-#[cfg(not(test))]
 pub mod buffer;
-#[cfg(not(test))]
 pub mod cancel;
-#[cfg(not(test))]
 pub mod command;
-#[cfg(not(test))]
 pub mod enter;
-#[cfg(not(test))]
 pub mod info;
-#[cfg(not(test))]
 pub mod module;
-#[cfg(not(test))]
 pub mod node;
-#[cfg(not(test))]
 pub mod notify;
-#[cfg(not(test))]
 pub mod outstanding;
-#[cfg(not(test))]
 pub mod queue;
-#[cfg(not(test))]
 pub mod request;
-#[cfg(not(test))]
 pub mod room;
-#[cfg(not(test))]
+pub mod tunable;
 pub mod unit;

@@ -4,8 +4,8 @@
 //! allocated, and its charge is given back when the last of it is freed: so the
 //! counts bound kernel memory, not intentions.
 
-use crate::kpi::errno::{EINVAL, Result};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use kpi::errno::{EINVAL, Result};
 
 /// The ceilings that apply now.
 #[derive(Clone, Copy)]

@@ -5,17 +5,16 @@
 //! event of one. Otherwise every unit is let go, and the module waits until
 //! nothing of it can run any more.
 
-use crate::{
-    kpi::{
-        abort,
-        driver::{self, AsyncFn, Driver},
-        errno::{EBUSY, ENXIO, Result},
-        patience::Patience,
-        print, shared, task, tunable,
-    },
-    unit::{DEVSW, DRIVER, REPLACED},
-};
+use crate::tunable;
+use crate::unit::{DEVSW, DRIVER, REPLACED};
 use core::sync::atomic::{AtomicU32, Ordering};
+use kpi::{
+    abort,
+    driver::{self, AsyncFn, Driver},
+    errno::{EBUSY, ENXIO, Result},
+    patience::Patience,
+    print, shared, task,
+};
 use sys_bindings as sys;
 
 /// In [`STATE`]: no new use may begin.
@@ -167,3 +166,22 @@ fn let_go(callback: AsyncFn, patience: &Patience) -> Result {
     // Whoever said so may have an instruction or two to go.
     task::pass(patience)
 }
+
+/// For the kernel linker.
+struct Qpass;
+
+impl kpi::module::Module for Qpass {
+    fn load() -> Result {
+        load()
+    }
+
+    fn quiesce() -> Result {
+        quiesce()
+    }
+
+    fn unload() -> Result {
+        unload()
+    }
+}
+
+kpi::module_events!(qpass_modevent, Qpass);

@@ -3,19 +3,19 @@
 use crate::{
     cancel, enter, info,
     ioctl::Request as Call,
-    kpi::{
-        cdev::{Device, Ioctl, Thread},
-        errno::{EINVAL, ENOENT, ENOTTY, EPERM, Result},
-        knlist::Knote,
-        periph::PeriphRef,
-        shared::Shared,
-    },
     module, notify, outstanding,
     queue::{Open, Queue},
-    request::{Name, Request},
+    request::{Item, Name, Request},
     unit::NAME,
 };
 use core::ffi::{CStr, c_int};
+use kpi::{
+    cdev::{Device, Ioctl, Thread},
+    errno::{EINVAL, ENOENT, ENOTTY, EPERM, Result},
+    knlist::Knote,
+    periph::PeriphRef,
+    shared::Shared,
+};
 use sys_bindings as sys;
 
 /// `/dev/qpassN`.

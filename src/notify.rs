@@ -6,17 +6,17 @@
 //! EV_EOF says that the device has gone.
 
 use crate::{
-    kpi::{
-        cdev::Thread,
-        errno::{EINVAL, Result},
-        knlist::{Filter, KnList, Knote, Readiness},
-        mutex::Mutex,
-        shared::Shared,
-    },
     queue::{Queue, State},
     room,
 };
 use core::ffi::c_int;
+use kpi::{
+    cdev::Thread,
+    errno::{EINVAL, Result},
+    knlist::{Filter, KnList, Knote, Readiness},
+    mutex::Mutex,
+    shared::Shared,
+};
 use sys_bindings as sys;
 
 /// EVFILT_READ.

@@ -8,22 +8,11 @@
 //! NVM Express Base Specification 2.0 (figure 87: common command format), NVM
 //! Command Set Specification 1.0, Zoned Namespace Command Set Specification 1.1.
 
-use crate::kpi::errno::{EINVAL, Result};
-
-/// A submission queue entry, as far as a program has a say in it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Entry {
-    /// For the admin queue (XPT_NVME_ADMIN).
-    pub admin: bool,
-    /// Opcode.
-    pub opcode: u8,
-    /// Byte 1: FUSE in bits 1:0, PSDT in bits 7:6.
-    pub fuse: u8,
-    /// Namespace.
-    pub nsid: u32,
-    /// Command dwords 10 to 15.
-    pub dwords: [u32; 6],
-}
+use core::ops::Deref;
+use kpi::{
+    errno::{EINVAL, Result},
+    fields::NvmeCommand,
+};
 
 /// How a namespace is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +84,18 @@ enum Length {
 /// Whether an opcode moves data: bits 1:0 say which way, of any opcode, vendors' too.
 fn moves_data(opcode: u8) -> bool {
     opcode & 3 != 0
+}
+
+/// What an NVMe command asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entry(pub NvmeCommand);
+
+impl Deref for Entry {
+    type Target = NvmeCommand;
+
+    fn deref(&self) -> &NvmeCommand {
+        &self.0
+    }
 }
 
 impl Entry {
@@ -249,19 +250,19 @@ mod tests {
     });
 
     fn io(opcode: u8, dwords: [u32; 6]) -> Entry {
-        Entry {
+        Entry(NvmeCommand {
             opcode,
             nsid: 1,
             dwords,
-            ..Entry::default()
-        }
+            ..NvmeCommand::default()
+        })
     }
 
     fn admin(opcode: u8, dwords: [u32; 6]) -> Entry {
-        Entry {
+        Entry(NvmeCommand {
             admin: true,
-            ..io(opcode, dwords)
-        }
+            ..io(opcode, dwords).0
+        })
     }
 
     #[test]
@@ -286,11 +287,11 @@ mod tests {
     fn sgls_and_fused_commands_are_refused() {
         for fuse in 1..=u8::MAX {
             for admin in [false, true] {
-                let entry = Entry {
+                let entry = Entry(NvmeCommand {
                     fuse,
                     admin,
-                    ..io(0x00, [0; 6])
-                };
+                    ..io(0x00, [0; 6]).0
+                });
                 assert_eq!(entry.check(0, 1, FORMAT), Err(EINVAL));
             }
         }

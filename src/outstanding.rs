@@ -1,19 +1,19 @@
 //! QPIOC_LIST: what is on its way, of one moment.
 
 use crate::{
-    kpi::{
-        alloc::KVec,
-        cdev::Thread,
-        errno::{EINVAL, ENXIO, Result},
-        periph::Held,
-        shared::Shared,
-        time::uptime,
-        user::UserPtr,
-    },
     queue::{Open, Queue},
     request::Ticket,
 };
 use core::sync::atomic::Ordering::Relaxed;
+use kpi::{
+    alloc::KVec,
+    cdev::Thread,
+    errno::{EINVAL, ENXIO, Result},
+    periph::Held,
+    shared::Shared,
+    time::uptime,
+    user::UserPtr,
+};
 use sys_bindings as sys;
 
 /// QPIOC_LIST. Sleeps.

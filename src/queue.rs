@@ -6,27 +6,27 @@
 
 use crate::{
     buffer::{ZONES, Zones},
-    kpi::{
-        errno::{EAGAIN, ENXIO, Errno, Result},
-        fifo::Fifo,
-        knlist::KnList,
-        list::{Links, List, Node},
-        mutex::{Mutex, check_signals},
-        periph::{Held, Periph, PeriphRef},
-        selinfo::SelInfo,
-        shared::Shared,
-        time::Deadline,
-        tunable,
-        zone::{self, Zone, ZoneBox},
-    },
     limits::{Account, Limits, OwnLimits},
     module::Use,
     notify,
-    request::{Request, Ticket},
+    request::{Item, Request, Ticket},
     room::{self, Room, TOTAL},
+    tunable,
     unit::Unit,
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use kpi::{
+    errno::{EAGAIN, ENXIO, Errno, Result},
+    fifo::Fifo,
+    knlist::KnList,
+    list::{Links, List, Node},
+    mutex::{Mutex, check_signals},
+    periph::{Held, Periph, PeriphRef},
+    selinfo::SelInfo,
+    shared::Shared,
+    time::Deadline,
+    zone::{self, Zone, ZoneBox},
+};
 
 /// What the queue's lock guards.
 pub struct State {

@@ -14,27 +14,28 @@
 
 use crate::{
     buffer::{self, Bounce, Buffer, Segments},
-    ioctl::{self, Direction, Field, Format, Operation, Route, Transfer},
-    kpi::{
-        abort::Sent,
-        ccb::Ccb,
-        cdev::Thread,
-        devstat::{Moved, Started},
-        errno::{EINVAL, EPERM, Result},
-        list::{Links, Node},
-        pages::{Access, HeldPages},
-        periph::Held,
-        shared::Shared,
-        time::uptime_of_last_tick,
-        tunable,
-        user::UserPtr,
-        zone::{Draft, ZoneBox, ZoneItem},
-    },
+    ioctl::{self, Format, Operation, Route},
     queue::{Charge, Open, Taken},
-    sg::{self, Segment},
+    sg, tunable,
     unit::{FormatUse, Unit},
 };
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use kpi::{
+    abort::Sent,
+    ccb::Ccb,
+    cdev::Thread,
+    devstat::{Moved, Started},
+    errno::{EINVAL, EPERM, Result},
+    fields::{Direction, Field, Transfer},
+    list::{Links, Node},
+    pages::{Access, HeldPages},
+    periph::Held,
+    segment::Segment,
+    shared::Shared,
+    time::uptime_of_last_tick,
+    user::UserPtr,
+    zone::{Draft, ZoneBox, ZoneItem},
+};
 use sys_bindings as sys;
 
 /// In [`Ticket::abort`]: it ends as aborted, whatever CAM says, for what CAM still
@@ -337,7 +338,7 @@ impl Request {
     fn set_up_data(&mut self, ccb: &mut Ccb, plan: &Plan, thread: Thread<'_>) -> Taken {
         let transfers = self.operation.transfers;
         let addresses = transfers.map(|t| t.map(|t| ccb.data(t.field)));
-        ccb.build(&self.operation);
+        ccb.build(self.operation.flags, &self.operation.transfers);
         for (i, (transfer, at)) in transfers.into_iter().zip(addresses).enumerate() {
             if let (Some(transfer), Some(at)) = (transfer, at) {
                 self.buffers[i] = Some(self.buffer(ccb, plan, transfer, at, thread)?);
@@ -534,11 +535,10 @@ fn data_bytes(len: u32, pages: Option<usize>) -> u64 {
     }
 }
 
-impl ZoneBox<Request> {
+/// What a request can do with the CCB beside it.
+pub trait Item {
     /// The priority that it is sent with.
-    pub fn priority(&self) -> u32 {
-        ioctl::priority(self.ccb().hdr().func_code, self.asked_priority())
-    }
+    fn priority(&self) -> u32;
 
     /// Hands the data to the process that reaps, and the CCB to its address
     /// `to`, where there is one. What fails can be tried again: the request is
@@ -546,7 +546,18 @@ impl ZoneBox<Request> {
     ///
     /// # Errors
     /// `EFAULT`: the user's buffer or CCB is not writable.
-    pub fn reap(&mut self, to: Option<UserPtr>) -> Result {
+    fn reap(&mut self, to: Option<UserPtr>) -> Result;
+
+    /// Whether its open knows of it.
+    fn is_known(&self) -> bool;
+}
+
+impl Item for ZoneBox<Request> {
+    fn priority(&self) -> u32 {
+        ioctl::priority(self.ccb().hdr().func_code, self.asked_priority())
+    }
+
+    fn reap(&mut self, to: Option<UserPtr>) -> Result {
         let (request, ccb) = self.parts();
         for buffer in request.buffers.iter().flatten() {
             if let Buffer::Bounce(bounce) = buffer {
@@ -561,8 +572,7 @@ impl ZoneBox<Request> {
         to.copyout(self.ccb().bytes())
     }
 
-    /// Whether its open knows of it.
-    pub fn is_known(&self) -> bool {
+    fn is_known(&self) -> bool {
         self.known().links.is_linked()
     }
 }

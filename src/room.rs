@@ -11,18 +11,18 @@
 //! watch and then reads the accounts. So one of the two sees the other.
 
 use crate::{
-    kpi::{
-        knlist::KnList,
-        mutex::Mutex,
-        selinfo::SelInfo,
-        shared::Shared,
-        stack::{Hook, Hooked, Stack},
-        tunable,
-    },
     limits::{Account, Limits, Outstanding, Total},
     stats::Stats,
+    tunable,
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use kpi::{
+    knlist::KnList,
+    mutex::Mutex,
+    selinfo::SelInfo,
+    shared::Shared,
+    stack::{Hook, Hooked, Stack},
+};
 
 /// Of a device: what its requests take, and whom a freed one tells.
 pub struct Room {

@@ -3,19 +3,10 @@
 //! A transfer is one run of bytes. The user has it in segments, the kernel in one
 //! piece, or in the user's own pages.
 
-use crate::kpi::errno::{EINVAL, Result};
-
-/// One segment of a user's list, as `bus_dma_segment_t` has it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// The user's address.
-    pub address: u64,
-    /// Bytes, which may be none.
-    pub len: u64,
-}
-
-static_assertions::assert_eq_size!(Segment, sys_bindings::bus_dma_segment_t);
+use kpi::{
+    errno::{EINVAL, Result},
+    segment::{Segment, runs},
+};
 
 /// A list must hold the whole transfer.
 ///
@@ -30,16 +21,6 @@ pub fn check(segments: &[Segment], len: u32) -> Result {
         return Err(EINVAL);
     }
     Ok(())
-}
-
-/// The non-empty segments of the first `len` bytes, the last cut to fit.
-pub fn runs(segments: &[Segment], len: u32) -> impl Iterator<Item = Segment> + Clone {
-    let mut left = u64::from(len);
-    segments.iter().filter_map(move |segment| {
-        let len = segment.len.min(left);
-        left -= len;
-        (len != 0).then_some(Segment { len, ..*segment })
-    })
 }
 
 /// The alignment that busdma(9) never has to bounce for: no SIM's DMA tag asks

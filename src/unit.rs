@@ -3,35 +3,36 @@
 
 use crate::{
     buffer::{MAX_CHUNK, ZONES},
-    ioctl::{Field, Longest, Operation, Route},
-    kpi::{
-        alloc::{KBox, KVec},
-        ccb::{self, Ccb, DoneFn, OwnCcb, Recovery, StartCcb},
-        cdev::{DevSw, Node, Thread},
-        devstat::{DevStat, Started},
-        driver::{self, Driver, Routines},
-        errno::{EBUSY, EINVAL, ENXIO, Result},
-        fifo::Fifo,
-        list::List,
-        periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
-        print,
-        shared::Shared,
-        sysctl::{Number, Tree},
-        task::{OnTaskqueueThread, run_later},
-        time::uptime,
-        zone::ZoneBox,
-    },
+    ioctl::{Longest, Operation, Route},
     module,
     node::Qpass,
     nvme,
     queue::{Open, Queue},
-    request::Request,
+    request::{Item, Request},
     room::Room,
     stats::Outcome,
 };
 use core::{
     ffi::{CStr, c_int, c_void},
     sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+};
+use kpi::{
+    alloc::{KBox, KVec},
+    ccb::{self, Ccb, DoneFn, OwnCcb, Recovery, StartCcb},
+    cdev::{DevSw, Node, Thread},
+    devstat::{DevStat, Started},
+    driver::{self, Driver, Routines},
+    errno::{EBUSY, EINVAL, ENXIO, Result},
+    fields::Field,
+    fifo::Fifo,
+    list::List,
+    periph::{DeviceCell, Held, PHYSPATH, Periph, PeriphRef},
+    print,
+    shared::Shared,
+    sysctl::{Number, Tree},
+    task::{OnTaskqueueThread, run_later},
+    time::uptime,
+    zone::ZoneBox,
 };
 use sys_bindings as sys;
 
@@ -216,7 +217,7 @@ impl Unit {
         operation: &Operation,
         thread: Thread<'_>,
     ) -> Result<Option<FormatUse>> {
-        let entry = ccb.nvme_entry();
+        let entry = nvme::Entry(ccb.nvme_command());
         entry.check_form()?;
         if entry.is_privileged() {
             Request::check_privilege(thread)?;
@@ -753,7 +754,7 @@ unsafe extern "C" fn deinit_entry() -> c_int {
         // SAFETY: every open has gone, and with it every item; none can come.
         unsafe { ZONES.destroy() };
     }
-    crate::kpi::errno::to_c(gone)
+    kpi::errno::to_c(gone)
 }
 
 /// AC_FOUND_DEVICE without a periph, AC_LOST_DEVICE with one.

@@ -86,7 +86,7 @@ impl Dequeued {
 
 unsafe extern "C" {
     /// kmod/shim.c.
-    fn qpass_ccb_dequeue(ccb: *mut sys::ccb) -> core::ffi::c_int;
+    fn kpi_ccb_dequeue(ccb: *mut sys::ccb) -> core::ffi::c_int;
 }
 
 impl UnderWay<'_> {
@@ -95,7 +95,7 @@ impl UnderWay<'_> {
     pub fn dequeue(&self, _frozen: &Frozen<'_>) -> Option<Dequeued> {
         // SAFETY: the CCB under way is not freed before Sent::clear(), in the same
         // hold of the device lock; its path is the periph's.
-        let waited = unsafe { qpass_ccb_dequeue(self.0.as_ptr()) } != 0;
+        let waited = unsafe { kpi_ccb_dequeue(self.0.as_ptr()) } != 0;
         waited.then_some(Dequeued(self.0))
     }
 

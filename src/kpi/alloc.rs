@@ -1,4 +1,4 @@
-//! malloc(9): boxes of the driver's own malloc type, `qpass` in vmstat -m.
+//! malloc(9): boxes of the driver's own malloc type, which its shim declares.
 
 use super::errno::{ENOMEM, Errno, Result};
 use core::{
@@ -11,7 +11,7 @@ use sys_bindings as sys;
 
 unsafe extern "C" {
     /// `MALLOC_DEFINE` in kmod/shim.c.
-    static mut M_QPASS: [sys::malloc_type; 1];
+    static mut M_KPI: [sys::malloc_type; 1];
 }
 
 /// Memory from malloc(9) that holds one `T`; its address does not change.
@@ -60,9 +60,9 @@ impl<T> KBox<T> {
         // malloc(9) aligns to at least 16 for any size that a T of alignment
         // 16 has.
         const { assert!(align_of::<T>() <= 16 && size_of::<T>() > 0) };
-        // SAFETY: malloc(9) takes any size; M_QPASS is defined by the shim and
+        // SAFETY: malloc(9) takes any size; M_KPI is defined by the shim and
         // initialised by its SYSINIT before any of our code runs.
-        let memory = unsafe { sys::malloc(size_of::<T>(), (&raw mut M_QPASS).cast(), flags) };
+        let memory = unsafe { sys::malloc(size_of::<T>(), (&raw mut M_KPI).cast(), flags) };
         let memory = NonNull::new(memory.cast::<T>()).ok_or(ENOMEM)?;
         // SAFETY: fresh memory of T's size and alignment.
         unsafe { memory.write(value) };
@@ -93,7 +93,7 @@ impl<T> KBox<T> {
         // memory given back without dropping it.
         unsafe {
             let value = memory.0.read();
-            sys::free(memory.0.as_ptr().cast(), (&raw mut M_QPASS).cast());
+            sys::free(memory.0.as_ptr().cast(), (&raw mut M_KPI).cast());
             value
         }
     }
@@ -124,7 +124,7 @@ impl<T> Drop for KBox<T> {
         // SAFETY: owned, and this is the last use; free(9) does not sleep.
         unsafe {
             self.0.drop_in_place();
-            sys::free(self.0.as_ptr().cast(), (&raw mut M_QPASS).cast());
+            sys::free(self.0.as_ptr().cast(), (&raw mut M_KPI).cast());
         }
     }
 }
@@ -150,8 +150,7 @@ impl<T> KVec<T> {
             .filter(|bytes| *bytes > 0)
             .expect("a size that fits");
         // SAFETY: as in KBox; an M_WAITOK allocation does not return NULL.
-        let memory =
-            unsafe { sys::malloc(bytes, (&raw mut M_QPASS).cast(), sys::M_WAITOK as c_int) };
+        let memory = unsafe { sys::malloc(bytes, (&raw mut M_KPI).cast(), sys::M_WAITOK as c_int) };
         KVec {
             memory: NonNull::new(memory.cast()).expect("M_WAITOK memory"),
             len: 0,
@@ -179,7 +178,7 @@ impl KVec<u64> {
         let bytes = len.checked_mul(size_of::<u64>()).expect("a size that fits");
         let flags = (sys::M_WAITOK | sys::M_ZERO) as c_int;
         // SAFETY: as in with_capacity(); M_ZERO initialises all of it.
-        let memory = unsafe { sys::malloc(bytes, (&raw mut M_QPASS).cast(), flags) };
+        let memory = unsafe { sys::malloc(bytes, (&raw mut M_KPI).cast(), flags) };
         KVec {
             memory: NonNull::new(memory.cast()).expect("M_WAITOK memory"),
             len,
@@ -221,7 +220,7 @@ impl<T> Drop for KVec<T> {
         // SAFETY: owned, and this is the last use.
         unsafe {
             core::ptr::drop_in_place(&raw mut **self);
-            sys::free(self.memory.as_ptr().cast(), (&raw mut M_QPASS).cast());
+            sys::free(self.memory.as_ptr().cast(), (&raw mut M_KPI).cast());
         }
     }
 }

@@ -4,15 +4,12 @@ use super::{
     alloc::KVec,
     devstat::DevStat,
     errno::Result,
+    fields::{Direction, Field, Fields, NvmeCommand, Transfer, transferred},
     mutex::check_signals,
     pages::HeldPages,
     periph::Held,
-    user::{UserPtr, zeroed},
-};
-use crate::{
-    ioctl::{self, Direction, Field, Fields, Operation, Transfer},
-    nvme,
-    sg::Segment,
+    segment::Segment,
+    user::UserPtr,
 };
 use core::{
     ffi::{c_int, c_void},
@@ -232,10 +229,10 @@ impl Ccb {
     }
 
     /// What an NVMe command asks for.
-    pub fn nvme_entry(&self) -> nvme::Entry {
+    pub fn nvme_command(&self) -> NvmeCommand {
         // SAFETY: plain data, whichever member was written.
         let cmd = unsafe { &self.0.nvmeio.cmd };
-        nvme::Entry {
+        NvmeCommand {
             admin: self.hdr().func_code == sys::XPT_NVME_ADMIN,
             opcode: cmd.opc,
             fuse: cmd.fuse,
@@ -248,15 +245,15 @@ impl Ccb {
     }
 
     /// Makes what the user handed in the CCB that CAM and a SIM get: opcode by
-    /// opcode, whatever they look at is written here, from what `operation` says,
-    /// or is a number that means something to the device only. There is no data
-    /// yet: [`set_data`](Self::set_data) and its like say where it is.
+    /// opcode, whatever they look at is written here, from `flags` and the lengths of
+    /// its data, or is a number that means something to the device only. There is no
+    /// data yet: [`set_data`](Self::set_data) and its like say where it is.
     ///
     /// What an opcode does not have is left as it is.
     #[inline(always)]
-    pub fn build(&mut self, operation: &Operation) {
-        self.build_header(operation.flags);
-        let len = |i: usize| operation.transfers[i].map_or(0, |transfer| transfer.len);
+    pub fn build(&mut self, flags: u32, transfers: &[Option<Transfer>; 2]) {
+        self.build_header(flags);
+        let len = |i: usize| transfers[i].map_or(0, |transfer| transfer.len);
         let null: *mut u8 = core::ptr::null_mut();
         // SAFETY: plain data, whichever member was written; func_code says which
         // it is.
@@ -300,7 +297,7 @@ impl Ccb {
                     io.flags &= sys::CDAI_FLAG_STORE;
                     (io.bufsiz, io.provsiz) = (len(0) as _, 0);
                 }
-                // Freezes are not on an open's account: see Operation::parse.
+                // Freezes are on nobody's account.
                 sys::XPT_REL_SIMQ => {
                     let io = &mut self.0.crs;
                     io.release_flags &= sys::RELSIM_ADJUST_OPENINGS;
@@ -468,23 +465,8 @@ impl Ccb {
         (bytes, 0)
     }
 
-    /// How it ended, for a program that does not want the whole CCB.
-    pub fn completion(&self) -> sys::qpass_completion {
-        let mut done: sys::qpass_completion = zeroed();
-        done.status = self.hdr().status;
-        done.resid = self.resid();
-        if self.has(Field::Scsi) {
-            let csio = self.csio();
-            done.scsi_status = csio.scsi_status;
-            if done.status & sys::CAM_AUTOSNS_VALID != 0 {
-                done.sense_len = csio.sense_len.saturating_sub(csio.sense_resid);
-            }
-        }
-        done
-    }
-
     /// Bytes that were not moved, where an opcode's CCB says so.
-    fn resid(&self) -> u32 {
+    pub fn resid(&self) -> u32 {
         // SAFETY: plain data.
         unsafe {
             match self.hdr().func_code {
@@ -498,7 +480,7 @@ impl Ccb {
 
     /// Bytes of a transfer that the device moved, as its CCB says.
     pub fn moved(&self, transfer: Transfer) -> u32 {
-        ioctl::transferred(transfer.len, self.resid())
+        transferred(transfer.len, self.resid())
     }
 
     /// Keeps what the user must find unchanged when the CCB comes back.

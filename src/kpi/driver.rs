@@ -386,7 +386,7 @@ pub fn pause_ms_or_signal(ms: u64) -> Result {
     // SAFETY: sleeps; called where that is allowed.
     let error = unsafe {
         sys::pause_sbt(
-            c"qpass".as_ptr(),
+            crate::name(),
             (ms * sys::QPC_SBT_1MS) as i64,
             0,
             sys::C_CATCH as c_int,
@@ -405,7 +405,7 @@ const EWOULDBLOCK: c_int = sys::EWOULDBLOCK as c_int;
 pub fn pause_ms(ms: u64) {
     // SAFETY: sleeps; called where that is allowed.
     unsafe {
-        sys::pause_sbt(c"qpass".as_ptr(), (ms * sys::QPC_SBT_1MS) as i64, 0, 0);
+        sys::pause_sbt(crate::name(), (ms * sys::QPC_SBT_1MS) as i64, 0, 0);
     }
 }
 

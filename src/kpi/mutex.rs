@@ -151,7 +151,7 @@ impl<T> Guard<'_, T> {
                 mtx.cast(),
                 &raw mut (*mtx).lock_object,
                 (sys::PRIBIO | sys::PCATCH) as c_int,
-                c"qpass".as_ptr(),
+                crate::name(),
                 deadline.sbintime(),
                 0,
                 sys::C_ABSOLUTE as c_int,

@@ -7,9 +7,9 @@ use super::{
     cdev::Thread,
     driver::pause_ms,
     errno::{EFAULT, Result},
+    segment::{self, Segment},
     user::UserPtr,
 };
-use crate::sg::{self, Segment};
 use core::ffi::c_int;
 use sys_bindings as sys;
 
@@ -53,7 +53,7 @@ impl HeldPages {
     }
 
     /// Holds the pages of the first `len` bytes of `segments`, which follow one
-    /// another page by page ([`sg::pages_of`] counts them: `pages`). Faults
+    /// another page by page, `pages` of them. Faults
     /// them in; sleeps.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl HeldPages {
             Access::Write => sys::QPC_VM_PROT_READ | sys::QPC_VM_PROT_WRITE,
         } as sys::vm_prot_t;
         let mut first = None;
-        for run in sg::runs(segments, len) {
+        for run in segment::runs(segments, len) {
             first.get_or_insert(run.address);
             let at = UserPtr::new(run.address as usize);
             this.hold_run(thread, at, run.len as usize, protection)?;
@@ -171,14 +171,14 @@ impl HeldPages {
         let mut kept = 0;
         // SAFETY: so many are held.
         unsafe {
-            let mut i = qpass_clean_page(list, 0, n);
+            let mut i = kpi_clean_page(list, 0, n);
             while i < n {
                 let page = list.add(i as usize);
                 if !dirty(*page) {
                     core::ptr::swap(list.add(kept), page);
                     kept += 1;
                 }
-                i = qpass_clean_page(list, i + 1, n);
+                i = kpi_clean_page(list, i + 1, n);
             }
         }
         kept
@@ -196,7 +196,7 @@ impl HeldPages {
 
 unsafe extern "C" {
     /// In kmod/shim.c: the struct's layout is the kernel's.
-    fn qpass_clean_page(pages: *mut sys::vm_page_t, i: c_int, n: c_int) -> c_int;
+    fn kpi_clean_page(pages: *mut sys::vm_page_t, i: c_int, n: c_int) -> c_int;
 }
 
 /// vm_page_dirty(9), where nobody else is at the page; `false` where somebody is.

@@ -27,9 +27,9 @@ fn stop(info: &core::panic::PanicInfo<'_>) -> ! {
         len: 0,
     };
     // Text never fails to take what fits.
-    let _ = write!(text, "qpass: {info}");
+    let _ = write!(text, "{info}");
     // SAFETY: the text is NUL-ended: its last byte is never written.
-    unsafe { sys_bindings::panic(c"%s".as_ptr(), text.bytes.as_ptr()) }
+    unsafe { sys_bindings::panic(c"%s: %s".as_ptr(), crate::name(), text.bytes.as_ptr()) }
 }
 
 #[cfg(target_os = "none")]

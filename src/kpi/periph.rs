@@ -40,7 +40,7 @@ impl Periph {
         unsafe { &*periph.cast() }
     }
 
-    /// The N of qpassN.
+    /// The N of the unit's name.
     pub fn unit_number(&self) -> u32 {
         // SAFETY: written once, before the driver sees the periph.
         unsafe { (*self.0.get()).unit_number }

@@ -23,20 +23,21 @@ static LIMIT: Limit = Limit(UnsafeCell::new((
     0,
 )));
 
-/// Prints `qpass: <what>`, once a load.
+/// Prints `<driver>: <what>`, once a load.
 pub fn note(what: &CStr) {
-    // SAFETY: the format names one string and gets one.
-    unsafe { sys::printf(c"qpass: %s\n".as_ptr(), what.as_ptr()) };
+    // SAFETY: the format names two strings and gets two.
+    unsafe { sys::printf(c"%s: %s\n".as_ptr(), crate::name(), what.as_ptr()) };
 }
 
-/// Prints `qpass<unit>: <what> (<number>)`, at most a few lines a second.
+/// Prints `<driver><unit>: <what> (<number>)`, at most a few lines a second.
 pub fn warn(unit: u32, what: &CStr, number: c_int) {
     let limit = LIMIT.0.get();
-    // SAFETY: the counters live for ever; see Limit. The format names three
-    // arguments and gets three.
+    // SAFETY: the counters live for ever; see Limit. The format names four
+    // arguments and gets four.
     unsafe {
         if sys::eventratecheck(&raw mut (*limit).0, &raw mut (*limit).1, LINES_PER_SECOND) != 0 {
-            sys::printf(c"qpass%u: %s (%d)\n".as_ptr(), unit, what.as_ptr(), number);
+            let format = c"%s%u: %s (%d)\n".as_ptr();
+            sys::printf(format, crate::name(), unit, what.as_ptr(), number);
         }
     }
 }

@@ -10,8 +10,8 @@ use core::{
 use sys_bindings as sys;
 
 unsafe extern "C" {
-    /// The children of `kern.cam.qpass`, in kmod/shim.c.
-    static qpass_sysctl_children: *mut sys::sysctl_oid_list;
+    /// The parent of all nodes: the shim's.
+    static kpi_sysctl_parent: *mut sys::sysctl_oid_list;
 }
 
 /// A number in decimal, as a C string.
@@ -52,7 +52,7 @@ unsafe impl<T: Send + Sync> Send for Tree<T> {}
 unsafe impl<T: Send + Sync> Sync for Tree<T> {}
 
 impl<T: Send + Sync> Tree<T> {
-    /// `kern.cam.qpass.NAME`, with nothing in it yet. Sleeps.
+    /// A node of that name, with nothing in it yet. Sleeps.
     pub fn new(name: &CStr, description: &'static CStr, shown: Shared<T>) -> Self {
         // SAFETY: plain data, filled in by sysctl_ctx_init(9).
         let context = KBox::new(UnsafeCell::new(unsafe {
@@ -64,7 +64,7 @@ impl<T: Send + Sync> Tree<T> {
             sys::sysctl_ctx_init(context.get());
             add(
                 context.get(),
-                qpass_sysctl_children,
+                kpi_sysctl_parent,
                 name,
                 description,
                 sys::CTLTYPE_NODE,

@@ -1,8 +1,6 @@
 //! Time since boot, as sleep(9) and clock_gettime(2)'s CLOCK_MONOTONIC have it.
 
-#[cfg(not(test))]
 use super::errno::{ETIMEDOUT, Result};
-#[cfg(not(test))]
 use sys_bindings as sys;
 
 /// Nanoseconds in a second.
@@ -30,7 +28,6 @@ impl Deadline {
     ///
     /// # Errors
     /// `ETIMEDOUT`: it has.
-    #[cfg(not(test))]
     pub fn check(self) -> Result {
         match Deadline::at(uptime()) {
             Some(now) if self != Self::NEVER && now.0 >= self.0 => Err(ETIMEDOUT),
@@ -50,18 +47,15 @@ fn nanoseconds(seconds: i64, fraction: u64) -> u64 {
 }
 
 /// binuptime(9): nanoseconds since boot.
-#[cfg(not(test))]
 pub fn uptime() -> u64 {
     read(sys::binuptime)
 }
 
 /// getbinuptime(9): the same, as of the last clock tick, and cheaper.
-#[cfg(not(test))]
 pub fn uptime_of_last_tick() -> u64 {
     read(sys::getbinuptime)
 }
 
-#[cfg(not(test))]
 fn read(clock: unsafe extern "C" fn(*mut sys::bintime)) -> u64 {
     // SAFETY: plain data, which either clock fills in.
     let now = unsafe {

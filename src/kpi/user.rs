@@ -1,15 +1,12 @@
 //! copy(9): the one place where user memory is touched.
 
-use super::errno::{Result, check};
-use crate::sg::Segment;
+use super::{
+    errno::{Result, check},
+    segment::Segment,
+};
 use core::ffi::c_void;
 use sys_bindings as sys;
-
-/// Any bytes make one.
-///
-/// # Safety
-/// A `repr(C)` struct of integers without padding.
-pub unsafe trait Plain {}
+pub use sys_bindings::Plain;
 
 /// All bytes zero.
 pub fn zeroed<T: Plain>() -> T {
@@ -19,23 +16,6 @@ pub fn zeroed<T: Plain>() -> T {
 
 // SAFETY: two integers of one size.
 unsafe impl Plain for Segment {}
-
-// SAFETY: fixed-size integers, in order of size, in kmod/qpass_ioctl.h.
-unsafe impl Plain for sys::qpass_info {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_limit {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_cancel {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_enter {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_submission {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_completion {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_list {}
-// SAFETY: as above.
-unsafe impl Plain for sys::qpass_outstanding {}
 
 /// An address that a process gave: a number until copyin(9) or copyout(9)
 /// says otherwise, and never dereferenced.

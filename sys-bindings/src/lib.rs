@@ -1,8 +1,9 @@
 //! FreeBSD kernel types, constants and functions, as bindgen reads them from
-//! the headers that the set-up script found: nothing here is written by hand.
+//! the headers that the set-up script found; by hand there is only what these structs
+//! are allowed to be made of ([`Plain`]).
 //!
 //! Everything is as unsafe and as untyped as C has it. The safe wrappers, each
-//! with the kernel rule it relies on, are in the qpass crate's `kpi` module.
+//! with the kernel rule it relies on, are in the crate `kpi`.
 #![no_std]
 #![allow(missing_docs)]
 #![allow(
@@ -27,3 +28,26 @@ mod layout {
 
     include!(concat!(env!("OUT_DIR"), "/layout.rs"));
 }
+
+/// Any bytes make one. Here, because the structs below are.
+///
+/// # Safety
+/// A `repr(C)` struct of integers without padding.
+pub unsafe trait Plain {}
+
+// SAFETY: fixed-size integers, in order of size, in kmod/qpass_ioctl.h.
+unsafe impl Plain for qpass_info {}
+// SAFETY: as above.
+unsafe impl Plain for qpass_limit {}
+// SAFETY: as above.
+unsafe impl Plain for qpass_cancel {}
+// SAFETY: as above.
+unsafe impl Plain for qpass_enter {}
+// SAFETY: as above.
+unsafe impl Plain for qpass_submission {}
+// SAFETY: as above.
+unsafe impl Plain for qpass_completion {}
+// SAFETY: as above.
+unsafe impl Plain for qpass_list {}
+// SAFETY: as above.
+unsafe impl Plain for qpass_outstanding {}
