@@ -291,7 +291,7 @@ pub fn hostile(sheet: &mut Sheet<'_>) {
 }
 
 /// What the devices' counters say is outstanding, in commands and in bytes.
-fn outstanding(sys: &mut FreeBsd) -> u64 {
+pub(super) fn outstanding(sys: &mut FreeBsd) -> u64 {
     let mut sum = 0;
     for unit in 0..8 {
         for what in ["outstanding", "bounce_bytes"] {
