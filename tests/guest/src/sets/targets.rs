@@ -84,6 +84,12 @@ fn acts_in(mood: Mood) -> &'static [Act] {
     }
 }
 
+/// A directed case: a mood and an act, or resets.
+struct Case {
+    target: Target,
+    what: Option<(Mood, Act)>,
+}
+
 /// Which cases and rounds are wanted.
 struct Wanted {
     only: Option<([u8; 128], usize)>,
@@ -324,6 +330,35 @@ impl Run<'_> {
         self.look_around()
     }
 
+    /// Resets that are cancelled: by their own, no mood is needed.
+    fn resets(&mut self, target: Target) -> Found {
+        let stage = &self.shared.stage;
+        for word in [&stage.queued, &stage.good, &stage.met] {
+            word.store(0, Relaxed);
+        }
+        let how = How {
+            stage,
+            slow: self.slow,
+            staged: false,
+            data: false,
+            writes: false,
+        };
+        let Some(pid) = self.start(|sys| program::reset(sys, target, how)) else {
+            found!("fork");
+        };
+        let ended = self.sys.wait_ms(pid, PROGRAM_MS * self.slow);
+        if !self.sys.end_group(pid, KILLED_MS * self.slow) {
+            found!("UNKILLABLE");
+        }
+        match ended {
+            Some(0) => {}
+            Some(status) => found!("the program: {}", word_of(status)),
+            None => found!("the program does not end"),
+        }
+        self.settle()?;
+        self.look_around()
+    }
+
     /// Random programs, and random moods.
     fn round(&mut self, seed: u64, ms: u64, words: &mut Line) -> Found {
         const PROGRAMS: usize = 3;
@@ -504,45 +539,65 @@ pub fn targets(sheet: &mut Sheet<'_>) {
     }
     let mut healthy = true;
     let mut world = Some(world);
+    let mut directed = |sheet: &mut Sheet<'_>, case: Case| {
+        let mut name = Line::new();
+        let _ = write!(name, "{}", case.target.name());
+        let _ = match case.what {
+            Some((mood, act)) => write!(name, "-{}-{}", mood.name(), act.name()),
+            None => write!(name, "-reset"),
+        };
+        if !wanted.is(name.as_str()) || !healthy {
+            return;
+        }
+        let Some(own) = world.take() else { return };
+        let lacks = case.what.and_then(|(mood, _)| own.lacks(sheet.sys, mood));
+        if let Some(why) = own.missing[case.target as usize].or(lacks) {
+            sheet.skip(name.as_str(), why);
+            world = Some(own);
+            return;
+        }
+        let mut run = Run {
+            sys: sheet.sys,
+            world: own,
+            shared,
+            slow,
+        };
+        let start = run.sys.now();
+        let answer = match case.what {
+            Some((mood, act)) => run.case(case.target, mood, act, seed),
+            None => run.resets(case.target),
+        };
+        let ms = run.ms_since(start);
+        let mut words = Line::new();
+        let count = |n: &AtomicU64| n.load(Relaxed);
+        let _ = match &answer {
+            Ok(()) => {
+                let queued = count(&shared.stage.queued).saturating_sub(1);
+                let good = count(&shared.stage.good);
+                match case.what {
+                    Some(_) => write!(words, "{good} of {queued} good, {ms} ms"),
+                    None => {
+                        let met = count(&shared.stage.met);
+                        write!(words, "{good} resets, {met} met, {ms} ms")
+                    }
+                }
+            }
+            Err(what) => write!(words, "{} ({ms} ms)", what.as_str()),
+        };
+        world = Some(run.world);
+        healthy = answer.is_ok();
+        sheet.check(name.as_str(), words.as_str(), healthy);
+    };
     for target in Target::ALL {
         for mood in Mood::ALL.into_iter().filter(|mood| mood.is_for(target)) {
             for act in acts_in(mood) {
-                let mut name = Line::new();
-                let _ = write!(name, "{}-{}-{}", target.name(), mood.name(), act.name());
-                if !wanted.is(name.as_str()) || !healthy {
-                    continue;
-                }
-                let Some(own) = world.take() else { continue };
-                let lacks = own.missing[target as usize].or(own.lacks(sheet.sys, mood));
-                if let Some(why) = lacks {
-                    sheet.skip(name.as_str(), why);
-                    world = Some(own);
-                    continue;
-                }
-                let mut run = Run {
-                    sys: sheet.sys,
-                    world: own,
-                    shared,
-                    slow,
-                };
-                let start = run.sys.now();
-                let answer = run.case(target, mood, *act, seed);
-                let ms = run.ms_since(start);
-                let good = shared.stage.good.load(Relaxed);
-                let mut words = Line::new();
-                match &answer {
-                    Ok(()) => {
-                        let queued = shared.stage.queued.load(Relaxed).saturating_sub(1);
-                        let _ = write!(words, "{good} of {queued} good, {ms} ms");
-                    }
-                    Err(what) => {
-                        let _ = write!(words, "{} ({ms} ms)", what.as_str());
-                    }
-                }
-                world = Some(run.world);
-                healthy = answer.is_ok();
-                sheet.check(name.as_str(), words.as_str(), healthy);
+                let what = Some((mood, *act));
+                directed(sheet, Case { target, what });
             }
+        }
+        // QEMU's AHCI and NVMe do not stand resets.
+        if !matches!(target, Target::Ata | Target::Nvme) {
+            directed(sheet, Case { target, what: None });
         }
     }
     let end = sheet.sys.now() + seconds * 1_000_000_000;

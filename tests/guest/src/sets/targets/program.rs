@@ -64,6 +64,8 @@ pub struct Stage {
     pub differed: AtomicU64,
     /// Of the last program: how many ended well.
     pub good: AtomicU64,
+    /// Resets that the SIM had when they were cancelled.
+    pub met: AtomicU64,
     /// The longest cancel or abort, in milliseconds.
     pub longest: AtomicU64,
     /// The next place on the disk that nobody writes to.
@@ -247,6 +249,10 @@ impl Work<'_> {
             if dice.one_in(3) {
                 hdr.flags |= sys::CAM_PASS_ERR_RECOVER;
             }
+            if dice.one_in(3) {
+                // Who leaves this out leaves the queue frozen, where it fails.
+                hdr.flags &= !sys::CAM_DEV_QFRZDIS;
+            }
             command.set_private(0, i as u64 | (len as u64) << 32);
             (self.writes[i], self.lbas[i]) = (write, lba);
             if command.queue(sys, self.node.fd).is_ok() {
@@ -383,6 +389,49 @@ impl Work<'_> {
         }
         0
     }
+}
+
+/// Resets of the device, each cancelled at once, behind reads that keep its target at
+/// work: a task that its SIM has, and that it may not know how to abort.
+pub fn reset(sys: &mut FreeBsd, target: Target, how: How<'_>) -> i32 {
+    const READS: usize = 8;
+    let Some(node) = target.node(sys) else {
+        return NO_NODE;
+    };
+    let mut reads: [Command; READS] = core::array::from_fn(|_| Command::new(sys, LEN));
+    let mut reset = Command::new(sys, 1);
+    let reaped = Command::new(sys, 1);
+    let end = sys.now() + 4_000_000_000 * how.slow;
+    while sys.now() < end {
+        let mut out = 0;
+        for (i, command) in reads.iter_mut().enumerate() {
+            let to = command.data.address();
+            node.transfer(command, false, i as u32 * BLOCKS, to, LEN);
+            out += usize::from(command.queue(sys, node.fd).is_ok());
+        }
+        reset.immediate(sys::XPT_RESET_DEV);
+        reset.hdr().timeout = 10_000;
+        out += usize::from(reset.queue(sys, node.fd).is_ok());
+        match trial::cancel(sys, node.fd, reset.ccb.address()) {
+            Ok([_, _, unable, _]) => {
+                how.stage.met.fetch_add(unable.into(), Relaxed);
+            }
+            Err(errno) if errno == sys::ENOENT as i32 => {}
+            Err(_) => return CANCEL_FAILED,
+        }
+        let late = sys.now() + 10_000_000_000 * how.slow;
+        while out != 0 {
+            let _ = sys.poll(node.fd, sys::POLLIN as i16, 200);
+            if reaped.get(sys, node.fd).is_ok() {
+                out -= 1;
+                how.stage.reaped.fetch_add(1, Relaxed);
+            } else if sys.now() > late {
+                return LOST;
+            }
+        }
+        how.stage.good.fetch_add(1, Relaxed);
+    }
+    0
 }
 
 /// Random programs, until it is killed.

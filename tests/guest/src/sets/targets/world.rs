@@ -475,15 +475,20 @@ impl World {
         self.run(sys, Tool::Iscsictl, &["-A", "-p", "127.0.0.1", "-t", NAME])
     }
 
-    /// Sends a daemon a signal: whether it has ended some seconds later.
-    fn signal(&self, sys: &mut FreeBsd, file: &str, signal: u32, ms: u64) -> bool {
+    /// The process of a daemon, by its file.
+    fn daemon(sys: &mut FreeBsd, file: &str) -> Option<usize> {
         let mut text = [0; 16];
         let len = sys.read_text(file, &mut text);
         let digits = text[..len].iter().take_while(|b| b.is_ascii_digit());
         let pid = digits.fold(0, |n, digit| n * 10 + usize::from(digit - b'0'));
-        if pid < 2 {
+        (pid > 1).then_some(pid)
+    }
+
+    /// Sends a daemon a signal: whether it has ended some seconds later.
+    fn signal(&self, sys: &mut FreeBsd, file: &str, signal: u32, ms: u64) -> bool {
+        let Some(pid) = Self::daemon(sys, file) else {
             return true;
-        }
+        };
         sys.kill(pid, signal);
         // This process is init, and so the daemon's parent; or else init is, and
         // there is nothing to wait for.
@@ -548,6 +553,21 @@ impl World {
         Trial::new(sys, self.slow).throttle(disk, commands)
     }
 
+    /// Takes a throttle away: again, where the kernel's own words on the console
+    /// came between those to the monitor.
+    fn let_go(&self, sys: &mut FreeBsd, disk: Disk) {
+        for _ in 0..5 {
+            trial::let_go(sys);
+            let start = sys.now();
+            for _ in 0..4 {
+                disk.read_by_its_driver(sys);
+            }
+            if sys.now() - start < 1_000_000_000 {
+                break;
+            }
+        }
+    }
+
     /// Does something to a target. What takes as long as the target is left to
     /// itself.
     pub fn set(&mut self, sys: &mut FreeBsd, target: Target, mood: Mood) -> bool {
@@ -602,9 +622,15 @@ impl World {
             }
             Mood::Ended => {
                 self.restart = true;
-                // What it waits for it waits for: the cure sees to it.
-                let _ = self.signal(sys, CTLD_PID, SIGTERM, 0);
-                true
+                let pid = Self::daemon(sys, CTLD_PID);
+                if let Some(pid) = pid {
+                    sys.kill(pid, SIGTERM);
+                }
+                // It may wait for the LUN's commands.
+                if let Some(place) = self.beside.iter_mut().find(|pid| pid.is_none()) {
+                    *place = pid;
+                }
+                pid.is_some()
             }
             Mood::Killed => {
                 (self.restart, self.was_killed) = (true, true);
@@ -624,9 +650,10 @@ impl World {
     /// # Errors
     /// What does not come back.
     pub fn cure(&mut self, sys: &mut FreeBsd) -> Result<(), Line> {
-        if self.throttled.contains(&true) {
-            self.throttled = [false; 3];
-            trial::let_go(sys);
+        for disk in Disk::ALL {
+            if core::mem::take(&mut self.throttled[disk as usize]) {
+                self.let_go(sys, disk);
+            }
         }
         self.unmute(sys);
         for lun in Target::ALL.into_iter().filter_map(Target::lun) {
@@ -646,9 +673,9 @@ impl World {
                 sys.kill(pid, SIGKILL);
                 let ended = sys.wait_ms(pid, TOOL_MS * self.slow).is_some();
                 return Err(word(if ended {
-                    "ctladm or iscsictl waits"
+                    "ctladm, ctld or iscsictl waits"
                 } else {
-                    "ctladm or iscsictl is UNKILLABLE"
+                    "ctladm, ctld or iscsictl is UNKILLABLE"
                 }));
             }
         }
