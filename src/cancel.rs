@@ -368,8 +368,8 @@ impl<'a> Aborter<'a> {
             if ticket.is_seen_in(round) || !which.has(ticket) {
                 return None;
             }
-            let is_declined = is_late || ticket.is_cams;
             let place = under_way.place(DONE);
+            let is_declined = is_late || ticket.is_cams || place == Place::Task;
             if place == Place::Between && !insists && !is_declined {
                 is_between.set(true);
                 return None;

@@ -56,6 +56,10 @@ pub enum Place {
     /// In CAM's queue, which [`UnderWay::dequeue`] takes it off, or the SIM has it,
     /// which XPT_ABORT reaches.
     Reachable,
+    /// The SIM has it or is about to, and it is no command but a task of the SIM's own,
+    /// such as a reset: a SIM looks for a command, and CTL's (`camsim`) answers the
+    /// XPT_ABORT twice.
+    Task,
     /// CAM has taken it off its queue, and the SIM has not said that it has it:
     /// it would look for its own record of it and follow what is no pointer.
     Between,
@@ -104,9 +108,10 @@ impl UnderWay<'_> {
         // SAFETY: the CCB under way is not freed before Sent::clear(), in the same
         // hold of the device lock, and that is held. CAM and the SIM write these
         // words whole.
-        let (back, index, status) = unsafe {
+        let (code, back, index, status) = unsafe {
             let hdr = &raw mut (*self.0.as_ptr()).ccb_h;
             (
+                (&raw const (*hdr).func_code).read_volatile(),
                 (&raw const (*hdr).cbfcnp).read_volatile(),
                 (&raw const (*hdr).pinfo.index).read_volatile(),
                 AtomicU32::from_ptr(&raw mut (*hdr).status).load(Ordering::Acquire),
@@ -114,6 +119,8 @@ impl UnderWay<'_> {
         };
         if back.is_some_and(|back| !core::ptr::fn_addr_eq(back, done)) {
             Place::Recovering
+        } else if index == sys::CAM_ACTIVE_INDEX && !is_command(code) {
+            Place::Task
         } else if index == sys::CAM_ACTIVE_INDEX && status & sys::CAM_SIM_QUEUED == 0 {
             Place::Between
         } else {
@@ -153,6 +160,19 @@ impl UnderWay<'_> {
             io.ccb_h.retry_count = 0;
         }
     }
+}
+
+/// Whether an opcode is of a command that a device carries out.
+fn is_command(code: sys::xpt_opcode) -> bool {
+    matches!(
+        code,
+        sys::XPT_SCSI_IO
+            | sys::XPT_ATA_IO
+            | sys::XPT_NVME_IO
+            | sys::XPT_NVME_ADMIN
+            | sys::XPT_SMP_IO
+            | sys::XPT_MMC_IO
+    )
 }
 
 /// A CCB for XPT_ABORT.

@@ -54,8 +54,8 @@ fn vm_says_what_it_does_not_understand() {
     // Every set that the guest has is one that can be asked for.
     let guest = fs::read_to_string(root().join("tests/guest/src/lib.rs")).expect("the guest");
     for set in [
-        "conform", "sims", "unplug", "unload", "notify", "faults", "hostile", "contexts",
-        "replace", "pair", "tools",
+        "conform", "sims", "unplug", "unload", "notify", "faults", "hostile", "targets",
+        "contexts", "replace", "pair", "tools",
     ] {
         assert!(
             guest.contains(&format!("\"{set}\"")) && text.contains(set),

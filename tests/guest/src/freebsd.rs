@@ -462,6 +462,12 @@ impl FreeBsd {
         let _ = unsafe { syscall(numbers::KILL, [pid, signal as usize, 0, 0, 0, 0]) };
     }
 
+    /// Whether there is a process of that number.
+    pub fn is_alive(&mut self, pid: usize) -> bool {
+        // SAFETY: numbers; signal 0 asks whether there is one.
+        unsafe { syscall(numbers::KILL, [pid, 0, 0, 0, 0, 0]) }.is_ok()
+    }
+
     /// Kills a group of processes: whether all have ended within `ms`. This
     /// process is init, and so the parent of those whose own has ended.
     pub fn end_group(&mut self, leader: usize, ms: u64) -> bool {
@@ -584,6 +590,35 @@ impl FreeBsd {
         // SAFETY: NUL-ended strings, and lists of them that end with 0.
         let _ = unsafe { syscall(sys::SYS_execve, [path.address(), argv, envp, 0, 0, 0]) };
         self.exit(NOT_THERE)
+    }
+
+    /// Starts a program whose output goes to a file.
+    ///
+    /// # Errors
+    /// The errno of fork(2).
+    pub fn start_into(&mut self, file: &str, path: &str, args: &[&str]) -> Result<usize, Errno> {
+        let pid = self.fork()?;
+        if pid == 0 {
+            self.close(1);
+            self.close(2);
+            // open(2) and dup(2) return the lowest number that is free.
+            let _ = self.open(file, (sys::O_WRONLY | sys::O_CREAT | sys::O_TRUNC) as i32);
+            let _ = self.dup(1);
+            self.execute(path, args);
+        }
+        Ok(pid)
+    }
+
+    /// The start of a file, as text: how long it is.
+    pub fn read_text(&mut self, path: &str, to: &mut [u8]) -> usize {
+        let Ok(fd) = self.open(path, sys::O_RDONLY as i32) else {
+            return 0;
+        };
+        let args = [fd as usize, to.as_mut_ptr() as usize, to.len(), 0, 0, 0];
+        // SAFETY: the bytes live for the call.
+        let read = unsafe { syscall(sys::SYS_pread, args) };
+        self.close(fd);
+        read.unwrap_or(0)
     }
 
     /// Runs a program and waits for it: its exit status.

@@ -95,14 +95,14 @@ fn main(sys: &mut FreeBsd) -> Result<Score, &'static str> {
         sets::unload(&mut sheet, |sys| load(sys).ok());
         return Ok(sheet.score);
     }
-    if name == "faults" || name == "hostile" {
+    if name == "faults" || name == "hostile" || name == "targets" {
         load(sheet.sys)?;
         sheet.sys.sleep_ms(500);
         sheet.sys.look_around();
-        if name == "faults" {
-            sets::faults(&mut sheet);
-        } else {
-            sets::hostile(&mut sheet);
+        match name {
+            "faults" => sets::faults(&mut sheet),
+            "hostile" => sets::hostile(&mut sheet),
+            _ => sets::targets(&mut sheet),
         }
         return Ok(sheet.score);
     }

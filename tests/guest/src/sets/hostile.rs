@@ -427,7 +427,7 @@ fn renew(sys: &mut FreeBsd) -> bool {
 }
 
 /// What the devices' counters say is outstanding, in commands and in bytes.
-fn outstanding(sys: &mut FreeBsd) -> u64 {
+pub(super) fn outstanding(sys: &mut FreeBsd) -> u64 {
     let mut sum = 0;
     for unit in 0..8 {
         for what in ["outstanding", "bounce_bytes"] {

@@ -1099,6 +1099,9 @@ fn abort(device: &Arc<Device>, target: *mut sys::ccb) -> (sys::cam_status, bool)
     if device.door.follows.load(Ordering::SeqCst) && device.door.has(target) {
         broken("the SIM follows its private pointer in a CCB that it has not got yet");
     }
+    if opcode == sys::XPT_RESET_DEV {
+        broken("a SIM is asked to abort a reset: camsim answers that twice");
+    }
     match &device.sim {
         Some(sim) if sim.abort(target) => (sys::CAM_REQ_CMP, false),
         _ => (sys::CAM_UA_ABORT, false),

@@ -11,6 +11,7 @@ tests! {
     a_sim_is_not_asked_for_a_command_that_it_has_not_got;
     a_sim_is_not_asked_when_cam_sends_meanwhile;
     a_command_that_is_sent_again_is_not_taken_for_the_sims;
+    a_sim_is_not_asked_to_abort_a_reset;
 }
 
 /// How a request is given up.
@@ -237,6 +238,35 @@ fn a_command_that_is_sent_again_is_not_taken_for_the_sims() {
         wait_until("the queue is let go", || cam::counts(&device).frozen == 0);
         sim.take();
     }
+    machine.close(fd);
+    machine.unload(module);
+}
+
+/// camsim (cfcs_action(), cam/ctl/ctl_frontend_cam_sim.c) answers the abort of what is
+/// no XPT_SCSI_IO, and then goes on, and answers it once more.
+fn a_sim_is_not_asked_to_abort_a_reset() {
+    let (mut machine, module) = boot(Config::default());
+    let fd = machine.open(NODE, RDWR).expect("open");
+    for by in BY {
+        machine.disk().stuck.store(true, Ordering::SeqCst);
+        let mut reset = Command::new(&mut machine, 0);
+        reset.immediate(sys::XPT_RESET_DEV);
+        reset.queue(&mut machine, fd).expect("queue");
+        let at = reset.ccb.address();
+        assert!(!give_up(&mut machine, fd, at, by), "{by:?}");
+        machine.disk().unstick();
+        let status = reap(&mut machine, fd, &mut reset);
+        assert_eq!(status, sys::CAM_REQ_CMP, "{by:?}");
+    }
+    // What waits in CAM is CAM's to give back.
+    let device = machine.device().clone();
+    cam::freeze(&device);
+    let mut reset = Command::new(&mut machine, 0);
+    reset.immediate(sys::XPT_RESET_DEV);
+    reset.queue(&mut machine, fd).expect("queue");
+    assert!(give_up(&mut machine, fd, reset.ccb.address(), By::Cancel));
+    cam::unfreeze(&device);
+    assert_eq!(reap(&mut machine, fd, &mut reset), sys::CAM_REQ_ABORTED);
     machine.close(fd);
     machine.unload(module);
 }
