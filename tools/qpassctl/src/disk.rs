@@ -137,22 +137,6 @@ impl Disk {
             _ => Command::nvme_write(nsid(&self.identity), lba, blocks as u32, buffer, len),
         }
     }
-
-    /// Has the disk put on its medium what it was given.
-    pub fn flush(&self) -> Result<(), Fail> {
-        let command = match self.identity.protocol {
-            Protocol::Scsi => Command::synchronize_cache(),
-            Protocol::Ata => Command::ata_flush(),
-            _ => Command::nvme_flush(nsid(&self.identity)),
-        };
-        let (_, outcome) = self.device.run(command.recover(3))?;
-        match outcome {
-            Ok(_) => Ok(()),
-            // A disk without a cache may not know the command.
-            Err(error) if error.sense().is_some_and(|s| (s.key, s.asc) == (5, 0x20)) => Ok(()),
-            Err(error) => Err(Fail::command(self.device.name(), "flush", &error)),
-        }
-    }
 }
 
 /// CAM's LUN of an NVMe device is its namespace.

@@ -10,14 +10,29 @@ pub enum Code {
     Command = 1,
     /// The arguments make no sense.
     Usage = 2,
-    /// A system call failed: no such device, no permission, a file.
+    /// A system call failed: no such device, no permission, a file; or there is
+    /// more or less of it than can be copied.
     System = 3,
     /// What was read back is not what was written.
     Verify = 4,
-    /// The device is in use.
+    /// The device is in use, or a file by another qpassctl.
     InUse = 5,
     /// Interrupted.
     Interrupted = 130,
+}
+
+impl Code {
+    /// What it is called in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Command => "command",
+            Code::Usage => "usage",
+            Code::System => "system",
+            Code::Verify => "verify",
+            Code::InUse => "in_use",
+            Code::Interrupted => "interrupted",
+        }
+    }
 }
 
 /// One clear sentence, and the exit status.
@@ -41,10 +56,20 @@ impl Fail {
 
     /// A file could not be read or written.
     pub fn file(path: &Path, doing: &str, error: &io::Error) -> Self {
-        Fail::new(
-            Code::System,
-            format!("{}: {doing}: {}", path.display(), words(error)),
-        )
+        if error.kind() == io::ErrorKind::Interrupted {
+            return Fail::interrupted();
+        }
+        let name = match (path == Path::new("-"), doing) {
+            (false, _) => path.display().to_string(),
+            (true, "write") => "standard output".into(),
+            (true, _) => "standard input".into(),
+        };
+        Fail::new(Code::System, format!("{name}: {doing}: {}", words(error)))
+    }
+
+    /// The same failure, with more to say.
+    pub fn and(self, more: impl fmt::Display) -> Self {
+        Fail::new(self.code, format!("{}; {more}", self.message))
     }
 
     /// A device ended a command with an error.
@@ -68,6 +93,9 @@ impl Fail {
 
 /// The system's words without its number.
 pub fn words(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return "it has become shorter meanwhile".into();
+    }
     let text = error.to_string();
     match text.split_once(" (os error") {
         Some((words, _)) => words.to_lowercase(),

@@ -5,10 +5,11 @@ use crate::{
     copy::Target,
     fail::{Code, Fail},
     output::{self, dump, hex},
+    stream::Reader,
 };
 use qpass_client::{Command, Device};
 use serde::Serialize;
-use std::{fs, io::Read, path::Path};
+use std::path::Path;
 
 #[derive(Serialize)]
 struct Answer {
@@ -67,13 +68,12 @@ fn parse(words: &[String]) -> Result<Vec<u8>, Fail> {
 
 /// What goes to the device.
 fn input(path: &Path) -> Result<Vec<u8>, Fail> {
-    let read = if path == Path::new("-") {
-        let mut data = Vec::new();
-        std::io::stdin().read_to_end(&mut data).map(|_| data)
-    } else {
-        fs::read(path)
-    };
-    let data = read.map_err(|e| Fail::file(path, "read", &e))?;
+    let fail = |e: std::io::Error| Fail::file(path, "read", &e);
+    let mut reader = Reader::new(path, 1 << 20).map_err(fail)?;
+    let mut data = Vec::new();
+    while let Some(piece) = reader.piece().map_err(fail)? {
+        data.extend(piece);
+    }
     if data.is_empty() {
         return Err(Fail::usage(format!("{}: it is empty", path.display())));
     }
