@@ -74,13 +74,18 @@ impl Fail {
 
     /// A device ended a command with an error.
     pub fn command(device: &str, what: impl fmt::Display, error: &CommandError) -> Self {
-        Fail::new(Code::Command, format!("{device}: {what}: {error}"))
+        let code = match has_gone(error) {
+            true => Code::System,
+            false => Code::Command,
+        };
+        Fail::new(code, format!("{device}: {what}: {error}"))
     }
 
     /// The same, of a queue.
     pub fn queued(device: &str, what: impl fmt::Display, failure: &Failure) -> Self {
         let code = match failure {
-            Failure::Failed(_) => Code::Command,
+            Failure::Failed(error) if !has_gone(error) => Code::Command,
+            Failure::Failed(_) => Code::System,
             Failure::Refused(_) | Failure::Lost => Code::System,
         };
         Fail::new(code, format!("{device}: {what}: {failure}"))
@@ -89,6 +94,11 @@ impl Fail {
     pub fn interrupted() -> Self {
         Fail::new(Code::Interrupted, "interrupted")
     }
+}
+
+/// A device that goes ends what it has in one of several ways, by chance.
+fn has_gone(error: &CommandError) -> bool {
+    error.cam.name() == "CAM_DEV_NOT_THERE"
 }
 
 /// The system's words without its number.

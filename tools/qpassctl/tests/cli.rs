@@ -540,7 +540,8 @@ fn bench_compares_methods_and_writes_tables() {
     ];
     let more = ["--size", "4K", "--method", "enter,queue", "--csv", &table];
     let text = run(&machine, &[&args[..], &more].concat()).good();
-    assert!(text.text().contains("RATIO") && text.text().contains("commands/s over depth"));
+    // Charts are for terminals.
+    assert!(text.text().contains("RATIO") && text.text().is_ascii());
     let rows: Vec<csv::StringRecord> = csv::Reader::from_path(&table)
         .expect("a table")
         .records()
@@ -556,7 +557,7 @@ fn bench_compares_methods_and_writes_tables() {
     for row in json.as_array().expect("rows") {
         let number = |name: &str| row[name].as_f64().expect("a number");
         assert!(number("commands") > 0.0 && number("iops") > 0.0, "{row}");
-        assert!(number("p50_us") <= number("p99_us") && number("p99_us") <= number("max_us"));
+        assert!(number("p50_us") <= number("p90_us") && number("p90_us") <= number("max_us"));
         // It is the rate that the count and the time make.
         let rate = number("commands") / number("seconds");
         assert!((rate / number("iops") - 1.0).abs() < 1e-6);
@@ -742,12 +743,7 @@ fn a_device_that_goes_ends_a_copy_with_a_word() {
         &["bench", "qpass0", "--time", "20s"],
     ] {
         let ran = run(machine, args);
-        assert!(
-            [1, 3].contains(&ran.code),
-            "{args:?}: {} {}",
-            ran.code,
-            ran.err
-        );
+        assert_eq!(ran.code, 3, "{args:?}: {}", ran.err);
         assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
         let is_said = ["has gone", "is not there", "no such device"]
             .iter()

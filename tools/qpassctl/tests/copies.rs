@@ -547,7 +547,7 @@ fn a_stream_says_how_much_of_it_is_there() {
         &["write", "-", "da0", "--size", "4K", "--checkpoint", "8K"],
         &data,
     );
-    assert!([1, 3].contains(&ran.code), "{}", ran.err);
+    assert_eq!(ran.code, 3, "{}", ran.err);
     let said = ran.err.split("; ").last().expect("words");
     let count = said
         .trim()
@@ -594,7 +594,7 @@ fn a_disk_that_goes_leaves_what_can_be_gone_on_with() {
         "--resume",
     ];
     let ran = run(&machine, &args);
-    assert!([1, 3].contains(&ran.code), "{}", ran.err);
+    assert_eq!(ran.code, 3, "{}", ran.err);
     assert!(ran.err.contains("--resume goes on there"), "{}", ran.err);
     let again = run(&machine.replace(gone, ""), &args).good();
     assert!(again.err.is_empty() && fs::read(&out).expect("the file") == data);
@@ -611,7 +611,7 @@ fn a_disk_that_goes_leaves_what_can_be_gone_on_with() {
         "--resume",
     ];
     let ran = run(&machine, &args);
-    assert!([1, 3].contains(&ran.code), "{}", ran.err);
+    assert_eq!(ran.code, 3, "{}", ran.err);
     assert!(ran.err.contains("--resume goes on there"), "{}", ran.err);
     run(&machine.replace(gone, ""), &args).good();
     assert!(fs::read(path(&target, "disk")).expect("the disk") == data);

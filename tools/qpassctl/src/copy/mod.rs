@@ -12,7 +12,7 @@ mod write;
 
 pub use read::read;
 pub use target::Target;
-pub use write::write;
+pub use write::{is_in_order, write};
 
 use crate::{
     args::Transfer,

@@ -137,7 +137,7 @@ impl Work for FromStream<'_> {
 }
 
 /// A zoned disk that takes writes in the order of its blocks only (ZBC).
-fn is_in_order(disk: &Disk) -> bool {
+pub fn is_in_order(disk: &Disk) -> bool {
     const HOST_MANAGED: u8 = 0x14;
     disk.identity.device_type == HOST_MANAGED
 }
