@@ -203,14 +203,15 @@ fn run_with(
                 )
             };
             match done.result {
-                Ok(moved) if moved == len => {}
-                Ok(moved) => {
+                Ok(outcome) if outcome.moved == len => {}
+                Ok(outcome) => {
                     return Err(Fail::new(
                         Code::Command,
                         format!(
-                            "{}: {}: moved {moved} of {len} bytes",
+                            "{}: {}: moved {} of {len} bytes",
                             device.name(),
-                            what()
+                            what(),
+                            outcome.moved
                         ),
                     ));
                 }

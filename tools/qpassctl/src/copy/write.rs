@@ -39,7 +39,7 @@ impl Work for FromFile<'_> {
 
     fn all_done(&mut self, next: u64) -> Result<(), Fail> {
         // What is noted is on the medium.
-        self.done.up_to(next, || self.disk.flush())
+        self.done.up_to(next, || self.disk.flush().map(drop))
     }
 }
 
@@ -224,7 +224,7 @@ fn from_file(plan: &mut Plan<'_>, args: &Write) -> Result<(u64, u64), Fail> {
     if let Err(fail) = run(plan, first, Verb::Write, &mut work) {
         let done = work.done.bytes().min(len);
         // The note is a help; that the copy failed is the news.
-        let noted = work.done.note(|| disk.flush()).is_ok() && args.transfer.resume;
+        let noted = work.done.note(|| disk.flush().map(drop)).is_ok() && args.transfer.resume;
         let hint = if noted {
             ", --resume goes on there"
         } else {
