@@ -2,7 +2,7 @@
 
 use crate::{
     args::{Bench, Method as MethodArg, Op},
-    copy::{Target, is_in_order},
+    copy::Target,
     disk::Disk,
     fail::{Code, Fail},
     output, show, stopped,
@@ -118,7 +118,7 @@ impl Load {
                 "{name}: --writes destroys what is on it; --destroy says that it may"
             )));
         }
-        if args.writes != 0 && is_in_order(disk) {
+        if args.writes != 0 && disk.writes_in_order() {
             return Err(Fail::usage(format!(
                 "{name}: its zones are written in order only, which --writes does not"
             )));

@@ -1,11 +1,11 @@
 //! qpassctl(8).
 
+mod answer;
 mod args;
 mod bench;
 mod copy;
 mod disk;
 mod fail;
-mod opcode;
 mod output;
 mod raw;
 mod show;

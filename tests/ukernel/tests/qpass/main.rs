@@ -1197,6 +1197,7 @@ const BUSY: Config = Config {
     jitter: Duration::from_micros(300),
     threads: 3,
     unmapped: true,
+    odd: ukernel::disk::Odd::NONE,
 };
 
 fn many_threads_share_an_open() {

@@ -381,9 +381,9 @@ impl Run<'_, '_> {
         let blocks = self.blocks[&index];
         let len = blocks * self.plan.disk.block;
         let failure = match done.result {
-            Ok(moved) if moved == len => None,
-            Ok(moved) => {
-                let what = self.what(index, blocks);
+            Ok(outcome) if outcome.moved == len => None,
+            Ok(outcome) => {
+                let (what, moved) = (self.what(index, blocks), outcome.moved);
                 let why = format!("{device}: {what}: moved {moved} of {len} bytes");
                 return Err(Fail::new(Code::Command, why));
             }
@@ -487,7 +487,7 @@ impl Run<'_, '_> {
     fn flush(&mut self, work: &mut dyn Work) -> Result<(), Fail> {
         // If it fails, one that is good afterwards says nothing of what is lost.
         self.is_dirty = false;
-        match flush::flush(self.plan.disk, &mut self.queue, stopped)? {
+        match flush::flush(self.plan.disk, &mut self.queue, &stopped)? {
             flush::Flushed::Yes => {
                 self.flushed = self.ended.next;
                 work.flushed(self.flushed)
@@ -513,7 +513,7 @@ impl Run<'_, '_> {
             for done in reaped {
                 let blocks = self.blocks.get(&done.tag).copied().unwrap_or(0);
                 match &done.result {
-                    Ok(moved) if *moved == blocks * self.plan.disk.block => {
+                    Ok(outcome) if outcome.moved == blocks * self.plan.disk.block => {
                         self.ended.done(done.tag);
                     }
                     Ok(_) => {}
@@ -532,7 +532,7 @@ impl Run<'_, '_> {
         }
         let since = Instant::now();
         let too_long = move || since.elapsed() > PATIENCE;
-        if let Ok(flush::Flushed::Yes) = flush::flush(self.plan.disk, &mut self.queue, too_long) {
+        if let Ok(flush::Flushed::Yes) = flush::flush(self.plan.disk, &mut self.queue, &too_long) {
             self.flushed = self.ended.next;
             let _ = work.flushed(self.flushed);
         }

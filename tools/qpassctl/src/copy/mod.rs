@@ -12,7 +12,7 @@ mod write;
 
 pub use read::read;
 pub use target::Target;
-pub use write::{is_in_order, write};
+pub use write::write;
 
 use crate::{
     args::Transfer,

@@ -1,6 +1,6 @@
 //! What a command's end means for those before it.
 
-use qpass_client::{CommandError, DeviceStatus, Failure};
+use qpass_client::{CommandError, Failure};
 use std::time::Duration;
 
 /// What is to be done about a write or a flush.
@@ -31,18 +31,17 @@ pub fn of(failure: &Failure) -> Verdict {
     }
 }
 
-fn of_error(error: &CommandError) -> Verdict {
-    if let DeviceStatus::Scsi { status, sense } = &error.device {
-        // BUSY, TASK SET FULL, TASK ABORTED (SAM-6).
-        match status {
-            0x08 => return Verdict::Again(LATER),
-            0x28 => return Verdict::Again(SOON),
-            0x40 => return Verdict::Again(NOW),
-            _ => {}
-        }
-        if let Some(sense) = sense {
-            return of_sense(sense.key, sense.asc, sense.ascq, sense.deferred);
-        }
+/// The same, of a command that the device had.
+pub fn of_error(error: &CommandError) -> Verdict {
+    // BUSY, TASK SET FULL, TASK ABORTED (SAM-6).
+    match error.scsi_status() {
+        Some(0x08) => return Verdict::Again(LATER),
+        Some(0x28) => return Verdict::Again(SOON),
+        Some(0x40) => return Verdict::Again(NOW),
+        _ => {}
+    }
+    if let Some(sense) = error.sense() {
+        return of_sense(sense.key, sense.asc, sense.ascq, sense.deferred);
     }
     match error.cam.name() {
         "CAM_REQUEUE_REQ" => Verdict::Again(NOW),

@@ -57,7 +57,7 @@ impl Work for FromFile<'_> {
     }
 
     fn can_go_back(&self) -> bool {
-        !is_in_order(self.disk)
+        !self.disk.writes_in_order()
     }
 }
 
@@ -136,12 +136,6 @@ impl Work for FromStream<'_> {
     }
 }
 
-/// A zoned disk that takes writes in the order of its blocks only (ZBC).
-pub fn is_in_order(disk: &Disk) -> bool {
-    const HOST_MANAGED: u8 = 0x14;
-    disk.identity.device_type == HOST_MANAGED
-}
-
 fn unaligned(disk: &Disk, name: &str) -> String {
     format!(
         "{name}: does not end at the end of a block of {} bytes; --pad fills it with zeroes",
@@ -157,8 +151,8 @@ pub fn write(device: Device, args: &Write, json: bool) -> Result<(), Fail> {
     }
     let all = range(&disk, args.seek, None)?;
     let mut plan = plan(&disk, args.seek, all, &args.transfer, json)?;
-    if is_in_order(&disk) {
-        plan.depth = 1;
+    if let Some(zone) = disk.zone {
+        in_order(&mut plan, zone);
     }
     let (bytes, resumed, took) = if is_stream {
         let (bytes, took) = from_stream(&plan, args)?;
@@ -167,6 +161,25 @@ pub fn write(device: Device, args: &Write, json: bool) -> Result<(), Fail> {
         from_file(&mut plan, args)?
     };
     Copied::new(&disk, &args.file, bytes, resumed, took).print(json, "wrote", plan.quiet)
+}
+
+/// For a disk whose zones are written in order: one command at a time, and none
+/// across a zone's beginning, which is at multiples of so many blocks, or anywhere.
+fn in_order(plan: &mut Plan<'_>, zone: u64) {
+    plan.depth = 1;
+    let mut fits = zone;
+    let mut rest = plan.lba;
+    // What divides the zones and the place of the first block.
+    while rest != 0 {
+        (fits, rest) = (rest, fits % rest);
+    }
+    let most = match zone {
+        0 => 1,
+        _ => plan.per as u64,
+    };
+    let divides = |per: &u64| fits.is_multiple_of(*per);
+    let per = (1..=most.min(fits.max(1))).rev().find(divides).unwrap_or(1);
+    (plan.per, plan.stride) = (per as usize, per);
 }
 
 /// Unless it is told not to care: the device is nobody's.
