@@ -294,6 +294,10 @@ fn turn(runner: &Runner, load: &Load, each: &mut Combination) -> Result<(), Fail
             std::thread::sleep(wait);
             continue;
         }
+        if stopped() {
+            // What is under way is taken back; it may never come by itself.
+            break;
+        }
         for done in queue.reap(1, wait)? {
             let now = Instant::now();
             done.result
