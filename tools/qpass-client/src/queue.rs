@@ -488,12 +488,14 @@ impl Queue {
         timeout: Duration,
     ) -> Result<Vec<Completion>, Error> {
         let mut found = Vec::new();
+        let end = Instant::now() + timeout;
         loop {
+            let left = end.saturating_duration_since(Instant::now());
             // Of those that are reaped, some may be staged again.
             let room = room.min(self.sent + self.staged.len());
             let wanted = min.saturating_sub(found.len()).min(room);
             let tried = self.tried();
-            let call = match self.call(tried, wanted, room, timeout) {
+            let call = match self.call(tried, wanted, room, left) {
                 Ok(call) => call,
                 Err(Errno::ENXIO) => {
                     self.device_gone();
@@ -522,8 +524,10 @@ impl Queue {
                 return Ok(found);
             }
             if !self.not_taken(Errno::new(call.submit_error)) {
-                // That call did not wait, and the next one submits nothing, and does.
-                let waits = Errno::new(call.submit_error) == Errno::EAGAIN && !timeout.is_zero();
+                // That call did not wait, and the next one submits nothing, and does;
+                // or it waited for room until the time was over.
+                let is_over = Instant::now() >= end;
+                let waits = Errno::new(call.submit_error) == Errno::EAGAIN && !is_over;
                 if found.len() >= min || !waits {
                     return Ok(found);
                 }

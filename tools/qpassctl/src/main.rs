@@ -107,7 +107,10 @@ fn run(cli: Cli) -> Result<(), Fail> {
 
 /// What clap has against the arguments, in one line.
 fn complaint(error: &clap::Error) -> String {
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
         let command = Cli::command();
         let names: Vec<_> = command
             .get_subcommands()

@@ -1,6 +1,6 @@
 //! What programs have outstanding, and an end to it.
 
-use super::{Watch, open_all};
+use super::{Watch, all_gone, open_all};
 use crate::{
     args,
     fail::Fail,
@@ -69,16 +69,16 @@ pub fn outstanding(
         (device, device_type)
     };
     let mut opened: Vec<_> = open_all(kernel, devices)?.into_iter().map(typed).collect();
+    let mut gone = Vec::new();
     watch.run(|| {
         let mut all = Vec::new();
-        let mut gone = Vec::new();
         for (device, device_type) in &opened {
             match device.outstanding(true) {
                 Ok(found) => {
                     let each = |r| request(device.name(), *device_type, r);
                     all.extend(found.iter().map(each));
                 }
-                Err(error) if error.errno == Errno::ENXIO && watch.args.every.is_some() => {
+                Err(error) if watch.outlives(error.errno) => {
                     gone.push(device.name().to_owned());
                 }
                 Err(mut error) => {
@@ -90,8 +90,11 @@ pub fn outstanding(
             }
         }
         opened.retain(|(d, _)| !gone.iter().any(|name| name == d.name()));
+        if opened.is_empty() {
+            return Err(all_gone(&gone));
+        }
         if watch.json {
-            return watch.print_json(&all);
+            return watch.print_json("requests", &all);
         }
         let rows: Vec<Vec<String>> = all
             .iter()
