@@ -59,6 +59,10 @@ pub const CASES: &[(&str, fn())] = &[
         a_cache_that_refuses_is_no_missing_cache,
     ),
     (
+        "a_flush_behind_a_power_loss_is_no_flush",
+        a_flush_behind_a_power_loss_is_no_flush,
+    ),
+    (
         "a_disk_without_a_cache_is_flushed",
         a_disk_without_a_cache_is_flushed,
     ),
@@ -346,6 +350,17 @@ fn a_cache_that_refuses_is_no_missing_cache() {
     let (_kernel, device) = scripted("", &script);
     let disk = Disk::probe(device).expect("a disk");
     assert!(matches!(disk.flush(), Err(DiskError::Command { .. })));
+}
+
+/// A cache that has lost its power was not flushed.
+fn a_flush_behind_a_power_loss_is_no_flush() {
+    let script = "on scsi 35\n times 1\n sense 70 00 06 00 00 00 00 0a 00 00 00 00 29 01\n\
+                  on scsi 35\n times 1\n sense 70 00 06 00 00 00 00 0a 00 00 00 00 2a 01\n";
+    let (_kernel, device) = scripted("", script);
+    let disk = Disk::probe(device).expect("a disk");
+    assert!(matches!(disk.flush(), Err(DiskError::LostPower { .. })));
+    // Mode parameters changed: nothing is lost by that.
+    assert_eq!(disk.flush().expect("flushed"), Flushed::Done);
 }
 
 /// Row 37: bcachefs-tools#126, nanos#2184.
