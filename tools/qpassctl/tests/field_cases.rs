@@ -172,6 +172,7 @@ fn an_ata_command_through_sat_gives_its_registers() {
     text.says(&[
         "RECOVERED ERROR",
         "lba 0x2cf400",
+        "SMART   a threshold is exceeded",
         "sense   72 01 00 1d 00 00 00 0e 09 0c 00 00 00 00 00 00 00 f4 00 2c 00 50",
     ]);
     let json = disk.run(&["cdb", "qpass0", smart, "--json"]).good().json();
@@ -458,4 +459,49 @@ fn a_bad_script_names_its_line() {
     assert_eq!(ran.code, 3, "{}", ran.err);
     ran.says(&["script:3: not a line of a script"]);
     assert!(Path::new(&disk.path("script")).exists());
+}
+
+/// B3, C4, E4, E7 and E8.
+#[test]
+fn watches_and_limits_say_what_they_do() {
+    let refused = |args: &[&str], words: &[&str]| {
+        let ran = run("disk", args);
+        assert_eq!(ran.code, 2, "{}", ran.err);
+        ran.says(words);
+    };
+    refused(&["limits", "max_requests=0"], &["1 is the least"]);
+    refused(&["limits", "allow_paddr=2"], &["1 is the most"]);
+    refused(
+        &["limits", "zerocopy_min=banana"],
+        &["banana is not a number"],
+    );
+    let ran = run("disk", &["limits", "max_bytes=1M", "max_requests=8G"]);
+    assert_eq!(ran.code, 3);
+    ran.says(&["max_bytes=1048576 was set before"]);
+    // Once more is later than there is a time for.
+    for time in ["--watch=1e19", "--watch=18446744073709549568"] {
+        let watch = ["stats", time, "--times", "1"];
+        assert_eq!(run("disk", &watch).good().out.lines().count(), 2);
+    }
+    let json = run("disk", &["stats", "--watch=10ms", "--times", "2", "--json"]).good();
+    let lines: Vec<Value> = json
+        .out
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("a line"))
+        .collect();
+    assert_eq!(lines[0][0]["rates"], Value::Null);
+    assert!(lines[1][0]["rates"]["submitted"].is_number());
+    assert!(lines[1][0]["time"].as_f64().expect("a time") > 1e9);
+    let text = run("disk", &["stats", "--watch=10ms", "--times", "2"]).good();
+    assert!(
+        text.out.lines().nth(3).expect("rates").contains("/s"),
+        "{}",
+        text.out
+    );
+    let gone = run(
+        "disk,vanish=100ms",
+        &["outstanding", "--watch=20ms", "qpass0"],
+    );
+    assert_eq!(gone.code, 3, "{}", gone.err);
+    gone.says(&["the device has gone"]);
 }

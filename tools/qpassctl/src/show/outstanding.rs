@@ -3,7 +3,7 @@
 use super::{Watch, open_all};
 use crate::{
     args,
-    fail::Fail,
+    fail::{Code, Fail},
     output::{self, hex, human, table},
 };
 use qpass_client::{Cancel, Device, Errno, Kernel, Outstanding, State, decode::opcode};
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 #[derive(Serialize)]
 struct Request {
+    /// Seconds since 1970, when it was looked at.
+    time: f64,
     device: String,
     open: u64,
     number: u64,
@@ -27,6 +29,7 @@ struct Request {
 
 fn request(device: &str, device_type: u8, r: &Outstanding) -> Request {
     Request {
+        time: super::now(),
         device: device.into(),
         open: r.open,
         number: r.number,
@@ -90,6 +93,12 @@ pub fn outstanding(
             }
         }
         opened.retain(|(d, _)| !gone.iter().any(|name| name == d.name()));
+        if opened.is_empty() && !gone.is_empty() {
+            return Err(Fail::new(
+                Code::System,
+                format!("{}: the device has gone", gone.join(", ")),
+            ));
+        }
         if watch.json {
             return watch.print_json(&all);
         }
