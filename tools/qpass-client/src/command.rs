@@ -571,6 +571,7 @@ impl Command {
                 Protocol::Scsi { .. } => DeviceStatus::Scsi {
                     status: scsi_status,
                     sense: None,
+                    unknown: Vec::new(),
                 },
                 _ => DeviceStatus::None,
             },
@@ -621,9 +622,15 @@ impl Command {
                         given.min(size_of::<sys::scsi_sense_data>()),
                     );
                     let is_valid = cam.0 & sys::CAM_AUTOSNS_VALID != 0;
+                    let data = if is_valid { data } else { &[] };
+                    let sense = Sense::parse(data).map(Box::new);
                     DeviceStatus::Scsi {
                         status: io.scsi_status,
-                        sense: Sense::parse(data).filter(|_| is_valid).map(Box::new),
+                        unknown: match sense {
+                            Some(_) => Vec::new(),
+                            None => data.to_vec(),
+                        },
+                        sense,
                     }
                 }
                 Protocol::Ata { .. }

@@ -274,6 +274,31 @@ fn condition_met_is_success() {
     assert_eq!(json["error"], Value::Null);
 }
 
+/// A device may refuse what is longer than it knows; and sense data of a format that
+/// is nobody's are shown all the same.
+#[test]
+fn odd_answers_are_shown_as_they_are() {
+    let refuses = "sense 70 00 05 00 00 00 00 0a 00 00 00 00 24 00";
+    let script = format!("on scsi 12 00 00 00 ff\n {refuses}\n");
+    let disk = Disk::new("", &script);
+    disk.run(&["inquiry", "da0"])
+        .good()
+        .says(&["product    RAM DISK"]);
+    let script =
+        format!("on scsi 12 01 83 00 ff\n data 00 83 01 30 41*251\non scsi 12 01 83\n {refuses}\n");
+    let disk = Disk::new("", &script);
+    let page = disk.run(&["inquiry", "da0", "--page", "0x83"]).good();
+    page.says(&["gave 255 of 308 bytes"]);
+    let disk = Disk::new("", "on scsi 00\n sense 7f 01 02\n");
+    let tur = disk.run(&["tur", "da0"]);
+    tur.failed(&["no known format", "sense   7f 01 02"]);
+    let json = disk.run(&["tur", "da0", "--json"]).json();
+    assert_eq!(
+        (&json["sense"], &json["sense_raw"]),
+        (&Value::Null, &"7f 01 02".into())
+    );
+}
+
 /// Rows 16 and 17: T10's whole list.
 #[test]
 fn each_code_has_its_words() {
