@@ -4,7 +4,12 @@
 #![cfg(target_os = "linux")]
 
 use serde_json::Value;
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 use tempfile::TempDir;
 
 struct Ran {
@@ -529,4 +534,62 @@ fn watches_and_limits_say_what_they_do() {
     );
     assert_eq!(gone.code, 3, "{}", gone.err);
     gone.says(&["the device has gone"]);
+}
+
+/// Two processes on one kernel: what the one has outstanding, the other sees and ends;
+/// and one that is killed leaves nothing behind.
+#[test]
+fn two_processes_share_a_kernel() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("socket").display().to_string();
+    let join = format!("shared={socket}");
+    let none = run(&join, &["list"]);
+    assert_eq!(none.code, 3);
+    none.says(&["no process shares its kernel there"]);
+    let machine = format!("disk,latency=50ms,openings=2;disk;{join}");
+    let start = |machine: &str, args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_qpassctl"))
+            .env("QPASS_UKERNEL", machine)
+            .args(args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("qpassctl runs")
+    };
+    let read = ["read", "da0", "/dev/null", "--size", "64K", "--depth", "6"];
+    let host = start(&machine, &read);
+    let pids = |wanted: &dyn Fn(&[u64]) -> bool| {
+        for _ in 0..400 {
+            let ran = run(&join, &["outstanding", "da0", "--json"]);
+            let all = (ran.code == 0).then(|| ran.json());
+            let all = all
+                .and_then(|all| all.as_array().cloned())
+                .unwrap_or_default();
+            let mut pids: Vec<_> = all.iter().filter_map(|r| r["pid"].as_u64()).collect();
+            pids.sort_unstable();
+            pids.dedup();
+            if wanted(&pids) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("not what is outstanding");
+    };
+    let own = u64::from(host.id());
+    pids(&|pids| pids == [own]);
+    let mut other = start(&join, &read);
+    let theirs = u64::from(other.id());
+    pids(&|pids| pids.len() == 2 && pids.contains(&theirs));
+    other.kill().expect("killed");
+    other.wait().expect("it has ended");
+    pids(&|pids| pids == [own]);
+    // Data go through memory that both have.
+    let image = dir.path().join("image").display().to_string();
+    fs::write(&image, vec![3; 1 << 20]).expect("a file");
+    run(&join, &["write", &image, "da1", "--verify"]).good();
+    run(&join, &["cancel", "da0", "--all"]).good();
+    let host = host.wait_with_output().expect("it ends");
+    let err = String::from_utf8_lossy(&host.stderr);
+    assert_eq!(host.status.code(), Some(1), "{err}");
+    assert!(err.contains("aborted"), "{err}");
+    assert!(!Path::new(&socket).exists());
 }
