@@ -80,6 +80,10 @@ pub const CASES: &[(&str, fn())] = &[
         a_wait_ends_by_its_time_and_by_a_completion,
     ),
     (
+        "what_is_sent_again_needs_no_second_flush",
+        what_is_sent_again_needs_no_second_flush,
+    ),
+    (
         "a_command_is_taken_back_when_it_is_told_to_stop",
         a_command_is_taken_back_when_it_is_told_to_stop,
     ),
@@ -484,6 +488,30 @@ fn a_wait_ends_by_its_time_and_by_a_completion() {
         );
     }
     assert!(one(&mut queue).is_ok());
+}
+
+/// A program with a loop of its own waits for completions, and reaps what there is.
+fn what_is_sent_again_needs_no_second_flush() {
+    let unit = "sense 70 00 06 00 00 00 00 0a 00 00 00 00 29 02\n";
+    let script = format!("on scsi 2a\n times 3\n {unit}on scsi 2a\n times 1\n status 08\n");
+    let (_kernel, device) = scripted("", &script);
+    for method in [Method::Enter, Method::Queue] {
+        let mut queue = device.queue(2, method).expect("queue");
+        queue.submit(write(&device, 0), 1).expect("room");
+        queue.flush().expect("flush");
+        let begin = Instant::now();
+        let mut found = Vec::new();
+        while queue.in_flight() != 0 {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{method:?}");
+            queue.wait(Duration::from_secs(1)).expect("wait");
+            queue
+                .reap_into(&mut found, 0, Duration::ZERO)
+                .expect("reap");
+        }
+        let outcome = found[0].result.as_ref().expect("good in the end");
+        let tries = if method == Method::Enter { 3 } else { 0 };
+        assert_eq!(outcome.earlier.len(), tries);
+    }
 }
 
 /// C2: a device that does not answer.
