@@ -853,6 +853,46 @@ mod tests {
         }
     }
 
+    /// Whatever a SIM leaves in a CCB: no more is moved than there is, and it has words.
+    #[test]
+    fn no_ccb_makes_it_panic() {
+        let mut noise = 0x2545_f491_4f6c_dd1du64;
+        let mut next = || {
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            noise
+        };
+        let statuses = [
+            sys::CAM_REQ_CMP,
+            sys::CAM_SCSI_STATUS_ERROR | sys::CAM_AUTOSNS_VALID,
+            sys::CAM_ATA_STATUS_ERROR,
+            sys::CAM_NVME_STATUS_ERROR,
+            sys::CAM_DATA_RUN_ERR,
+        ];
+        let entry = NvmeEntry::default();
+        for i in 0..3000 {
+            // SAFETY: plain data, all of which may be zero.
+            let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
+            let words = size_of::<sys::ccb>() / 8;
+            // SAFETY: a union of plain data, of which every byte may be anything.
+            let raw =
+                unsafe { core::slice::from_raw_parts_mut((&raw mut ccb).cast::<u64>(), words) };
+            raw.iter_mut().for_each(|word| *word = next());
+            ccb.ccb_h.status = statuses[i % statuses.len()];
+            for mut command in [
+                Command::cdb(&[0x12, 0, 0, 0, 36, 0]),
+                Command::ata(Registers::default(), false),
+                Command::nvme(entry, true),
+            ] {
+                command.len = 36;
+                let ended = command.recover(2).outcome(&ccb);
+                let outcome = ended.unwrap_or_else(CommandError::into_outcome);
+                assert!(outcome.moved <= 36 && !outcome.to_string().is_empty());
+            }
+        }
+    }
+
     /// Row 27: ACS-4.
     #[test]
     fn an_address_of_28_bits_is_in_two_places() {

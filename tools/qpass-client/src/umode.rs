@@ -423,6 +423,7 @@ fn keep_busy(kernel: &Umode, node: &str, count: usize) -> Result<(), Errno> {
             command.fill(&mut *ccb.as_ptr(), i as u64);
             let io = &mut (*ccb.as_ptr()).csio;
             io.ccb_h.flags = sys::CAM_DIR_IN | sys::CAM_DEV_QFRZDIS;
+            io.ccb_h.timeout = sys::CAM_TIME_INFINITY;
             (io.data_ptr, io.dxfer_len) = (data.as_ptr(), LEN as u32);
             kernel.ioctl(fd, sys::QPC_CAMIOQUEUE, ccb.as_ptr() as usize)?;
         }
