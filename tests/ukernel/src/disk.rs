@@ -94,7 +94,7 @@ impl Default for Config {
 
 /// The contents.
 enum Blocks {
-    Memory(Vec<u8>),
+    Memory(memmap2::MmapMut),
     /// Mapped; the file stays open, as its lock goes with it.
     File(memmap2::MmapMut, #[allow(dead_code)] File),
 }
@@ -105,7 +105,10 @@ impl Blocks {
     /// disk, is changed by nothing but writes to the disk, and is no other process's.
     fn new(config: &Config) -> io::Result<Self> {
         let Some(path) = &config.file else {
-            return Ok(Blocks::Memory(vec![0; config.size]));
+            // What is not written takes no memory: it may be larger than the machine's.
+            let mut options = memmap2::MmapOptions::new();
+            options.len(config.size).no_reserve_swap();
+            return Ok(Blocks::Memory(options.map_anon()?));
         };
         let is_new = !path.exists();
         let file = File::options()
@@ -270,7 +273,17 @@ impl RamDisk {
         let odd = &config.odd;
         let zones = match odd.kind {
             Kind::Zoned(len, conventional) => {
-                Some(Zones::of(&blocks, odd.block, len, conventional))
+                let written = match config.file {
+                    Some(_) => &blocks[..],
+                    None => &[],
+                };
+                Some(Zones::of(
+                    written,
+                    config.size,
+                    odd.block,
+                    len,
+                    conventional,
+                ))
             }
             _ => None,
         };

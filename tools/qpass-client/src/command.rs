@@ -571,6 +571,7 @@ impl Command {
                 Protocol::Scsi { .. } => DeviceStatus::Scsi {
                     status: scsi_status,
                     sense: None,
+                    unknown: Vec::new(),
                 },
                 _ => DeviceStatus::None,
             },
@@ -621,9 +622,15 @@ impl Command {
                         given.min(size_of::<sys::scsi_sense_data>()),
                     );
                     let is_valid = cam.0 & sys::CAM_AUTOSNS_VALID != 0;
+                    let data = if is_valid { data } else { &[] };
+                    let sense = Sense::parse(data).map(Box::new);
                     DeviceStatus::Scsi {
                         status: io.scsi_status,
-                        sense: Sense::parse(data).filter(|_| is_valid).map(Box::new),
+                        unknown: match sense {
+                            Some(_) => Vec::new(),
+                            None => data.to_vec(),
+                        },
+                        sense,
                     }
                 }
                 Protocol::Ata { .. }
@@ -843,6 +850,46 @@ mod tests {
         for (resid, moved) in [(-60i32, 36), (0, 36), (30, 6), (36, 0), (37, 36)] {
             let good = command.good(resid as u32, 0);
             assert_eq!((good.moved, good.residual), (moved, resid));
+        }
+    }
+
+    /// Whatever a SIM leaves in a CCB: no more is moved than there is, and it has words.
+    #[test]
+    fn no_ccb_makes_it_panic() {
+        let mut noise = 0x2545_f491_4f6c_dd1du64;
+        let mut next = || {
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            noise
+        };
+        let statuses = [
+            sys::CAM_REQ_CMP,
+            sys::CAM_SCSI_STATUS_ERROR | sys::CAM_AUTOSNS_VALID,
+            sys::CAM_ATA_STATUS_ERROR,
+            sys::CAM_NVME_STATUS_ERROR,
+            sys::CAM_DATA_RUN_ERR,
+        ];
+        let entry = NvmeEntry::default();
+        for i in 0..3000 {
+            // SAFETY: plain data, all of which may be zero.
+            let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
+            let words = size_of::<sys::ccb>() / 8;
+            // SAFETY: a union of plain data, of which every byte may be anything.
+            let raw =
+                unsafe { core::slice::from_raw_parts_mut((&raw mut ccb).cast::<u64>(), words) };
+            raw.iter_mut().for_each(|word| *word = next());
+            ccb.ccb_h.status = statuses[i % statuses.len()];
+            for mut command in [
+                Command::cdb(&[0x12, 0, 0, 0, 36, 0]),
+                Command::ata(Registers::default(), false),
+                Command::nvme(entry, true),
+            ] {
+                command.len = 36;
+                let ended = command.recover(2).outcome(&ccb);
+                let outcome = ended.unwrap_or_else(CommandError::into_outcome);
+                assert!(outcome.moved <= 36 && !outcome.to_string().is_empty());
+            }
         }
     }
 

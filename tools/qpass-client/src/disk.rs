@@ -77,6 +77,12 @@ pub enum DiskError {
         /// How it ended.
         error: CommandError,
     },
+    /// It has told in answer to a flush that it was powered on or reset: what was
+    /// in a volatile cache before that is lost, though the flush itself was done.
+    LostPower {
+        /// The device's node.
+        device: String,
+    },
     /// What it answered makes no disk: why.
     Answer {
         /// The device's node.
@@ -96,6 +102,10 @@ impl fmt::Display for DiskError {
                 what,
                 error,
             } => write!(f, "{device}: {what}: {error}"),
+            DiskError::LostPower { device } => write!(
+                f,
+                "{device}: flush: it was powered on or reset: what was in its cache may be lost"
+            ),
             DiskError::Answer { device, why } => write!(f, "{device}: {why}"),
         }
     }
@@ -422,7 +432,8 @@ impl Disk {
     ///
     /// # Errors
     /// It could not; an earlier write is lost, see
-    /// [`Outcome::is_deferred`](crate::Outcome::is_deferred).
+    /// [`Outcome::is_deferred`](crate::Outcome::is_deferred); or it may be, see
+    /// [`DiskError::LostPower`].
     pub fn flush(&self) -> Result<Flushed, DiskError> {
         self.flush_with(&|command| self.device.run(command))
     }
@@ -441,7 +452,13 @@ impl Disk {
         };
         let try_one = |command: Command| -> Result<Result<Flushed, CommandError>, DiskError> {
             let (_, ended) = (asker.run)(command.recover(RETRIES))?;
-            Ok(ended.map(|_| Flushed::Done))
+            match ended {
+                Ok(outcome) if outcome.lost_power() => Err(DiskError::LostPower {
+                    device: self.device.name().into(),
+                }),
+                Ok(_) => Ok(Ok(Flushed::Done)),
+                Err(error) => Ok(Err(error)),
+            }
         };
         let failed = |error| asker.failed("flush", error);
         match self.commands {

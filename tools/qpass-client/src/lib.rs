@@ -58,6 +58,8 @@ mod outcome;
 mod outstanding;
 mod queue;
 #[cfg(target_os = "linux")]
+mod shared;
+#[cfg(target_os = "linux")]
 pub mod umode;
 mod usage;
 

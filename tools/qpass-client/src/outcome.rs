@@ -18,6 +18,8 @@ pub enum DeviceStatus {
         status: u8,
         /// Decoded sense data, with the bytes as they came.
         sense: Option<Box<Sense>>,
+        /// Sense data of no known format, as they came; else nothing.
+        unknown: Vec<u8>,
     },
     /// The registers (ACS-4).
     Ata(ata::Status),
@@ -77,6 +79,18 @@ impl Outcome {
         }
     }
 
+    /// The sense data as they came, of whatever format: no more than their additional
+    /// length says. Nothing if there are none.
+    pub fn raw_sense(&self) -> &[u8] {
+        match &self.device {
+            DeviceStatus::Scsi {
+                sense: Some(sense), ..
+            } => sense.raw(),
+            DeviceStatus::Scsi { unknown, .. } => unknown,
+            _ => &[],
+        }
+    }
+
     /// The SCSI status byte, of a SCSI command that got to the device.
     pub fn scsi_status(&self) -> Option<u8> {
         match self.device {
@@ -116,7 +130,7 @@ impl Outcome {
         match self.cam.code() {
             sys::CAM_REQ_CMP => !self.is_deferred(),
             sys::CAM_SCSI_STATUS_ERROR => match &self.device {
-                DeviceStatus::Scsi { status, sense } => match status {
+                DeviceStatus::Scsi { status, sense, .. } => match status {
                     0x04 | 0x10 | 0x14 => true,
                     0x02 => sense.as_ref().is_some_and(|sense| sense.is_success()),
                     _ => false,
@@ -152,13 +166,18 @@ impl fmt::Display for Outcome {
         write!(f, "{}", self.cam)?;
         match &self.device {
             DeviceStatus::None => Ok(()),
-            DeviceStatus::Scsi { status, sense } => {
+            DeviceStatus::Scsi {
+                status,
+                sense,
+                unknown,
+            } => {
                 if *status != 0 {
                     write!(f, ": {}", scsi_status(*status))?;
                 }
                 match sense {
                     Some(sense) => write!(f, ": {sense}"),
-                    None => Ok(()),
+                    None if unknown.is_empty() => Ok(()),
+                    None => f.write_str(": sense data of no known format"),
                 }
             }
             DeviceStatus::Ata(registers) => write!(f, ": {registers}"),

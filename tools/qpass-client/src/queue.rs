@@ -74,6 +74,8 @@ pub struct Queue {
     later: Vec<(Instant, usize)>,
     /// Of those staged and sent, how many want their CCB back.
     wants_ccb: usize,
+    /// Some were staged again since they were handed over last.
+    is_sent_again: bool,
     /// A limit was met.
     budget: Option<Budget>,
     /// Refused ones, which wait to be reaped.
@@ -130,6 +132,7 @@ impl Queue {
             sent: 0,
             later: Vec::new(),
             wants_ccb: 0,
+            is_sent_again: false,
             budget: None,
             refused: Vec::new(),
             memory: Some(memory),
@@ -215,7 +218,7 @@ impl Queue {
             }
             !is_due
         });
-        self.later.iter().map(|(due, _)| *due).min()
+        self.due()
     }
 
     /// Hands what was submitted to the driver, as far as it takes it now.
@@ -283,9 +286,20 @@ impl Queue {
             let count = to.len() - before;
             let is_over = deadline.is_some_and(|end| Instant::now() >= end);
             if count >= min || is_over || self.in_flight() == 0 {
+                // Those that are sent again are nothing that the program knows to
+                // hand over; if the device has gone, the next call says so.
+                if std::mem::take(&mut self.is_sent_again) {
+                    let _ = self.flush();
+                }
                 return Ok(count);
             }
         }
+    }
+
+    /// When [`reap`](Self::reap) has something to send again that waits for a busy
+    /// device: a program with a loop of its own calls it then, as nothing else wakes it.
+    pub fn due(&self) -> Option<Instant> {
+        self.later.iter().map(|(due, _)| *due).min()
     }
 
     /// Waits until something can be reaped, or the time is over: whether there is.
@@ -298,6 +312,11 @@ impl Queue {
         if !self.refused.is_empty() {
             return Ok(true);
         }
+        // What is due is sent by reap().
+        let due = self
+            .due()
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = due.map_or(timeout, |due| due.min(timeout));
         let open = &self.device.open;
         match open.kernel.wait(open.fd, timeout) {
             Ok(ready) => Ok(ready),
@@ -437,6 +456,7 @@ impl Queue {
             && let Some(wait) = command.again(error)
         {
             self.stage(slot, command, tag);
+            self.is_sent_again = true;
             if wait.is_zero() {
                 self.staged.push_back(slot);
             } else {

@@ -9,7 +9,9 @@
 //!   file; the words behind it, separated by `,`, are below;
 //! - `kern.cam.qpass.max_requests=4` and the like, sysctls that are set, and
 //!   `hw.qpass.replace=1`, a tunable;
-//! - `unprivileged`: the program is not root's.
+//! - `unprivileged`: the program is not root's;
+//! - `shared=SOCKET`: other processes may use this kernel while this one runs; one whose
+//!   description has that and no disk is such another process.
 //!
 //! Without it there is one disk of 64 MiB. When the program ends the module is
 //! unloaded, and a leak ends it with status 70.
@@ -47,6 +49,7 @@ use crate::{
     command::{Command, read_write_cdb},
     errno::Errno,
     kernel::{Fd, Kernel, Mount},
+    shared::{self, Hub},
 };
 use core::{ptr::NonNull, time::Duration};
 use std::{
@@ -74,6 +77,15 @@ struct Umode {
     process: Process,
     disks: Vec<(Arc<CamDevice>, Arc<RamDisk>)>,
     module: Mutex<Option<Module>>,
+    facts: Facts,
+    hub: Option<Arc<Hub>>,
+}
+
+/// What a process sees of the machine beside its descriptors.
+#[derive(Clone, Default)]
+pub(crate) struct Facts {
+    /// The names of the disks' own drivers, in their order.
+    names: Vec<String>,
     mounted: Vec<(usize, String)>,
 }
 
@@ -101,6 +113,7 @@ struct Description {
     unprivileged: bool,
     sysctls: Vec<(String, u64)>,
     replaces: bool,
+    shared: Option<PathBuf>,
 }
 
 fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -140,6 +153,7 @@ fn parse(text: &str) -> Result<Description, String> {
                 }
                 all.disks.push(disk);
             }
+            ("shared", path) if !path.is_empty() => all.shared = Some(PathBuf::from(path)),
             ("unprivileged", "") => all.unprivileged = true,
             ("hw.qpass.replace", "1") => all.replaces = true,
             (name, value) if name.starts_with("kern.cam.qpass.") => {
@@ -150,14 +164,14 @@ fn parse(text: &str) -> Result<Description, String> {
             _ => return Err(format!("QPASS_UKERNEL: bad part {part:?}; {PARTS}")),
         }
     }
-    if all.disks.is_empty() {
+    if all.disks.is_empty() && all.shared.is_none() {
         all.disks.push(Disk::default());
     }
     Ok(all)
 }
 
 /// What there is, for who gets it wrong.
-const PARTS: &str = "there are disk, disk=FILE, unprivileged, hw.qpass.replace=1, \
+const PARTS: &str = "there are disk, disk=FILE, shared=SOCKET, unprivileged, hw.qpass.replace=1, \
                      kern.cam.qpass.NAME=VALUE";
 const OPTIONS: &str = "there are size= block= maxio= openings= unmapped latency= jitter= ata lba28 \
                        nvme tape zoned= conventional= type= readonly bad= attention= rots lies \
@@ -295,6 +309,18 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
     for disk in &mut description.disks {
         disk.settle().map_err(|e| format!("QPASS_UKERNEL: {e}"))?;
     }
+    if let (Some(path), true) = (&description.shared, description.disks.is_empty()) {
+        return shared::join(path).map_err(|e| {
+            let file = path.display();
+            format!("QPASS_UKERNEL: {file}: no process shares its kernel there: {e}")
+        });
+    }
+    if description.shared.is_some() {
+        // Whose requests they are is to be told.
+        let pid = std::process::id() as i32;
+        thread::OWN_PID.store(pid, Ordering::SeqCst);
+        thread::current().set_pid(pid);
+    }
     let file = std::env::var_os("QPASS_KO").map_or_else(
         || {
             let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -315,7 +341,8 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
         process: Process::default(),
         disks: Vec::new(),
         module: Mutex::new(None),
-        mounted: Vec::new(),
+        facts: Facts::default(),
+        hub: None,
     };
     for (unit, disk) in description.disks.iter().enumerate() {
         let opened = RamDisk::open(&format!("QP{unit:04}"), disk.config.clone());
@@ -328,8 +355,9 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
         let device = cam::attach((0, unit as u32, lun), ram.clone());
         cam::name_periph(&device, disk.driver(), unit as u32);
         kernel.disks.push((device, ram));
+        kernel.facts.names.push(format!("{}{unit}", disk.driver()));
         if let Some(place) = &disk.mounted {
-            kernel.mounted.push((unit, place.clone()));
+            kernel.facts.mounted.push((unit, place.clone()));
         }
     }
     if description.replaces {
@@ -346,6 +374,10 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
     for unit in 0..kernel.disks.len() {
         let node = format!("{driver}{unit}");
         wait_until("the nodes are there", || devfs::exists(&node));
+    }
+    if let Some(path) = &description.shared {
+        let hub = Hub::serve(path, kernel.facts.clone());
+        kernel.hub = Some(hub.map_err(|e| format!("QPASS_UKERNEL: {}: {e}", path.display()))?);
     }
     let kernel = Arc::new(kernel);
     for (name, value) in &description.sysctls {
@@ -391,6 +423,7 @@ fn keep_busy(kernel: &Umode, node: &str, count: usize) -> Result<(), Errno> {
             command.fill(&mut *ccb.as_ptr(), i as u64);
             let io = &mut (*ccb.as_ptr()).csio;
             io.ccb_h.flags = sys::CAM_DIR_IN | sys::CAM_DEV_QFRZDIS;
+            io.ccb_h.timeout = sys::CAM_TIME_INFINITY;
             (io.data_ptr, io.dxfer_len) = (data.as_ptr(), LEN as u32);
             kernel.ioctl(fd, sys::QPC_CAMIOQUEUE, ccb.as_ptr() as usize)?;
         }
@@ -435,6 +468,20 @@ impl Kernel for Umode {
     }
 
     fn sysctl(&self, name: &str, new: Option<u64>) -> Result<u64, Errno> {
+        self.facts.sysctl(name, new)
+    }
+
+    fn geom(&self) -> Result<String, Errno> {
+        Ok(self.facts.geom())
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, Errno> {
+        Ok(self.facts.mounts())
+    }
+}
+
+impl Facts {
+    pub(crate) fn sysctl(&self, name: &str, new: Option<u64>) -> Result<u64, Errno> {
         let own = name.strip_prefix("kern.cam.qpass.").ok_or(Errno::ENOENT)?;
         match sysctl::value(own) {
             Some(_) if new.is_some() => Err(Errno::EPERM),
@@ -443,41 +490,42 @@ impl Kernel for Umode {
         }
     }
 
-    fn geom(&self) -> Result<String, Errno> {
+    pub(crate) fn geom(&self) -> String {
         use std::fmt::Write;
         let mut xml = String::from("<mesh><class id=\"0x1\"><name>DISK</name>");
         let mode = |unit: usize| match self.mounted.iter().any(|(u, _)| *u == unit) {
             true => "r1w1e1",
             false => "r0w0e0",
         };
-        for unit in 0..self.disks.len() {
+        for (unit, name) in self.names.iter().enumerate() {
             let mode = mode(unit);
             let _ = write!(
                 xml,
-                "<geom id=\"0x10{unit}\"><class ref=\"0x1\"/><name>da{unit}</name>\
+                "<geom id=\"0x10{unit}\"><class ref=\"0x1\"/><name>{name}</name>\
                  <provider id=\"0x20{unit}\"><geom ref=\"0x10{unit}\"/><mode>{mode}</mode>\
-                 <name>da{unit}</name></provider></geom>"
+                 <name>{name}</name></provider></geom>"
             );
         }
         xml.push_str("</class><class id=\"0x2\"><name>VFS</name>");
         for (unit, _) in &self.mounted {
+            let name = &self.names[*unit];
             let _ = write!(
                 xml,
-                "<geom id=\"0x30{unit}\"><class ref=\"0x2\"/><name>ffs.da{unit}</name>\
+                "<geom id=\"0x30{unit}\"><class ref=\"0x2\"/><name>ffs.{name}</name>\
                  <consumer id=\"0x40{unit}\"><geom ref=\"0x30{unit}\"/>\
                  <provider ref=\"0x20{unit}\"/><mode>r1w1e1</mode></consumer></geom>"
             );
         }
         xml.push_str("</class></mesh>");
-        Ok(xml)
+        xml
     }
 
-    fn mounts(&self) -> Result<Vec<Mount>, Errno> {
+    pub(crate) fn mounts(&self) -> Vec<Mount> {
         let mount = |(unit, on): &(usize, String)| Mount {
-            from: format!("/dev/da{unit}"),
+            from: format!("/dev/{}", self.names[*unit]),
             on: on.clone(),
         };
-        Ok(self.mounted.iter().map(mount).collect())
+        self.mounted.iter().map(mount).collect()
     }
 }
 
@@ -485,6 +533,9 @@ impl Drop for Umode {
     fn drop(&mut self) {
         for (_, disk) in &self.disks {
             disk.unstick();
+        }
+        if let Some(hub) = &self.hub {
+            hub.close();
         }
         self.process.exit();
         let module = self.module.get_mut().map(Option::take);
@@ -511,6 +562,7 @@ mod tests {
         for bad in [
             "tape",
             "disk,bad=7-3",
+            "shared=",
             "disk,size=x",
             "disk,openings=0",
             "disk,what",

@@ -28,6 +28,8 @@ pub struct Answer {
     pub remark: Option<String>,
     /// Sense data.
     pub sense: Option<SenseAnswer>,
+    /// Its bytes, in hexadecimal, of a format that is not known too.
+    pub sense_raw: Option<String>,
     /// An ATA device's registers.
     pub registers: Option<Registers>,
     /// An NVMe completion.
@@ -236,6 +238,7 @@ impl From<&Ended> for Answer {
             scsi_status_name: status.map(scsi_status),
             remark: o.remark().map(|remark| remark.to_string()),
             sense: o.sense().map(SenseAnswer::from),
+            sense_raw: Some(o.raw_sense()).filter(|b| !b.is_empty()).map(hex),
             registers: o.registers().map(Registers::from),
             nvme: o.nvme().map(nvme),
             earlier: o.earlier.iter().map(SenseAnswer::from).collect(),
@@ -258,8 +261,8 @@ pub fn lines(ended: &Ended) -> Vec<String> {
     if let Some((dword0, _)) = o.nvme() {
         lines.push(format!("dword 0 {dword0:#010x}"));
     }
-    if let Some(sense) = o.sense() {
-        lines.push(format!("sense   {}", hex(sense.raw())));
+    if !o.raw_sense().is_empty() {
+        lines.push(format!("sense   {}", hex(o.raw_sense())));
     }
     lines
 }

@@ -49,7 +49,9 @@ pub fn fail(error: DiskError) -> Fail {
             error,
         } => Fail::command(&device, what, &error),
         error @ DiskError::NotADisk { .. } => Fail::usage(error),
-        error @ DiskError::Answer { .. } => Fail::new(Code::Command, error),
+        error @ (DiskError::Answer { .. } | DiskError::LostPower { .. }) => {
+            Fail::new(Code::Command, error)
+        }
     }
 }
 

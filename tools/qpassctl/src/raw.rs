@@ -10,7 +10,7 @@ use crate::{
     stopped,
     stream::Reader,
 };
-use qpass_client::{Command, Device, Sense, decode::opcode};
+use qpass_client::{Command, Device, Outcome, Sense, decode::opcode};
 use serde::Serialize;
 use std::path::Path;
 
@@ -126,6 +126,7 @@ pub fn cdb(device: &Device, args: &Cdb, json: bool) -> Result<(), Fail> {
         })?;
     } else {
         let mut lines = answer::lines(&ended);
+        lines.extend(smart(&cdb, answer::outcome(&ended)).map(String::from));
         if let Some(returned) = returned {
             lines.push(format!("returned {returned}"));
         }
@@ -155,6 +156,21 @@ pub fn cdb(device: &Device, args: &Cdb, json: bool) -> Result<(), Fail> {
             format!("command {}", hex(&cdb)),
             &error,
         )),
+    }
+}
+
+/// What SMART RETURN STATUS through ATA PASS-THROUGH says (ACS-4, 7.44.8).
+fn smart(cdb: &[u8], outcome: &Outcome) -> Option<&'static str> {
+    let (features, command) = match cdb {
+        [0x85, ..] => (cdb.get(4)?, cdb.get(14)?),
+        [0xa1, ..] => (cdb.get(3)?, cdb.get(9)?),
+        _ => return None,
+    };
+    let registers = outcome.registers()?;
+    match (*command, *features, registers.lba >> 8 & 0xffff) {
+        (0xb0, 0xda, 0xc24f) => Some("SMART   no threshold is exceeded"),
+        (0xb0, 0xda, 0x2cf4) => Some("SMART   a threshold is exceeded"),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ mod common;
 
 use common::*;
 use serde_json::Value;
-use std::{fs, time::Duration};
+use std::fs;
 
 /// E1 and E6, and what is near.
 #[test]
@@ -107,16 +107,22 @@ fn what_is_wrong_is_one_line() {
 
 /// E4 and B3.
 #[test]
-fn limits_are_set_together_or_not_at_all() {
+fn limits_are_understood_before_they_are_set() {
     run("disk", &["limits", "zerocopy_min=banana"])
-        .failed(2, &["zerocopy_min=banana: a number", "is wanted"]);
+        .failed(2, &["zerocopy_min=banana: banana is not a number"]);
     run("disk", &["limits", "max_requests"]).failed(2, &["NAME=VALUE is wanted"]);
     for none in ["max_requests=0", "device_max_requests=0"] {
-        run("disk", &["limits", none]).failed(2, &[none, "at least 1"]);
+        run("disk", &["limits", none]).failed(2, &[none, "1 is the least"]);
     }
-    run("disk", &["limits", "allow_paddr=2"]).failed(2, &["0 or 1"]);
-    run("disk", &["limits", "zerocopy_min=8192", "max_requests=8G"])
-        .failed(3, &["max_requests: ", "EINVAL", "nothing was changed"]);
+    run("disk", &["limits", "allow_paddr=2"]).failed(2, &["1 is the most"]);
+    run("disk", &["limits", "zerocopy_min=8192", "max_requests=8G"]).failed(
+        3,
+        &[
+            "max_requests: ",
+            "EINVAL",
+            "zerocopy_min=8192 was set before",
+        ],
+    );
     let set = run(
         "disk",
         &["limits", "zerocopy_min=0x2000", "max_bytes=1GiB", "--json"],
@@ -152,16 +158,8 @@ fn what_is_watched_has_a_time_and_an_end() {
     let ran = run("disk", &["stats", "--watch=30ms", "--times", "2"]).good();
     let lines: Vec<_> = ran.text().lines().collect();
     assert_eq!(lines.len(), 4);
-    assert!(
-        lines[0].starts_with("TIME") && !lines[0].contains("/s"),
-        "{}",
-        lines[0]
-    );
-    assert!(
-        lines[2].contains("SUBMITTED/s") && lines[3].contains("B/s"),
-        "{}",
-        ran.text()
-    );
+    assert!(!lines[1].contains("/s"), "{}", lines[1]);
+    assert_eq!(lines[3].matches("/s").count(), 6, "{}", lines[3]);
     assert!(!ran.text().contains('\u{1b}'));
     let ran = run("disk", &["stats", "--watch=30ms", "--times", "2", "--json"]).good();
     let lines: Vec<Value> = ran
@@ -169,13 +167,13 @@ fn what_is_watched_has_a_time_and_an_end() {
         .lines()
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
-    assert!(lines[0]["devices"][0]["submitted_per_second"].is_null());
-    assert!(lines[1]["devices"][0]["submitted_per_second"].is_number());
-    let time = |i: usize| lines[i]["time"].as_f64().expect("a time");
+    assert!(lines[0][0]["rates"].is_null());
+    assert!(lines[1][0]["rates"]["submitted"].is_number());
+    let time = |i: usize| lines[i][0]["time"].as_f64().expect("a time");
     assert!(time(1) > time(0) && time(0) > 1.7e9);
     for command in ["stats", "outstanding"] {
         let ran = run("disk,vanish=300ms", &[command, "--watch=50ms"]);
-        ran.failed(3, &["qpass0: the device has gone"]);
+        ran.failed(3, &["qpass0: ", "gone"]);
         let json = run("disk,vanish=300ms", &[command, "--watch=50ms", "--json"]);
         let last: Value = serde_json::from_str(json.text().lines().last().expect("a line"))
             .expect("each line is JSON");
@@ -276,10 +274,4 @@ fn a_short_timeout_is_a_millisecond() {
         &["cdb", "da0", "00", "--timeout", "1us"],
     );
     ran.failed(1, &["timed out"]);
-    let begin = std::time::Instant::now();
-    run(
-        "disk,size=16M,dead",
-        &["read", "da0", "/dev/null", "--timeout", "200ms"],
-    );
-    assert!(begin.elapsed() > Duration::from_millis(100));
 }

@@ -435,4 +435,42 @@ mod tests {
             assert!(Script::parse(bad).is_err(), "{bad}");
         }
     }
+    /// What docs/user-mode-disks.md shows is a script.
+    #[test]
+    fn the_examples_of_the_page_are_scripts() {
+        let page = include_str!("../../../../docs/user-mode-disks.md");
+        let example: Vec<_> = page
+            .lines()
+            .filter_map(|l| l.strip_prefix("    "))
+            .collect();
+        let script = Script::parse(&example.join("\n")).expect("a script");
+        assert_eq!(script.rules.len(), 2);
+        let mut seen = 0;
+        let (_, rules) = page.split_once("| line of a rule").expect("a table");
+        let cells = rules
+            .lines()
+            .filter_map(|l| l.strip_prefix("| `")?.split_once(" |"));
+        for (cell, _) in cells {
+            for line in cell.split('`').step_by(2).filter(|l| l.len() > 2) {
+                let line = line.replace("BYTES", "00").replace('N', "3");
+                let words = words(&line).expect("words");
+                let known = ["at", "skip", "do", "data", "moved", "status", "sense"];
+                let others = [
+                    "residual",
+                    "registers",
+                    "dword0",
+                    "nvme",
+                    "cam",
+                    "after",
+                    "hang",
+                ];
+                if known.iter().chain(&others).any(|k| words[0] == *k) {
+                    let text = format!("on scsi 00\n{}", line.replace("CAM_CMD_TIMEOUT", "11"));
+                    assert!(Script::parse(&text).is_ok(), "{line}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen >= 14, "{seen}");
+    }
 }

@@ -20,8 +20,9 @@ pub(super) struct Zones {
 }
 
 impl Zones {
-    /// Of a disk with contents: a zone is written up to its last byte that is not 0.
-    pub fn of(contents: &[u8], block: usize, len: u64, conventional: u64) -> Self {
+    /// Of a disk of so many bytes: a zone is written up to the last byte that is not 0
+    /// of what it begins with; where it begins with nothing, nothing is.
+    pub fn of(contents: &[u8], size: usize, block: usize, len: u64, conventional: u64) -> Self {
         let zone = (len as usize).saturating_mul(block).max(block);
         let written = |bytes: &[u8]| {
             let last = bytes.iter().rposition(|b| *b != 0);
@@ -30,8 +31,12 @@ impl Zones {
         Zones {
             len: len.max(1),
             conventional: conventional as usize,
-            pointers: contents.chunks(zone).map(written).collect(),
-            blocks: (contents.len() / block) as u64,
+            pointers: {
+                let mut pointers: Vec<_> = contents.chunks(zone).map(written).collect();
+                pointers.resize(size.div_ceil(zone), 0);
+                pointers
+            },
+            blocks: (size / block) as u64,
         }
     }
 

@@ -136,8 +136,9 @@ impl Sense {
     }
 
     /// SAT's fixed form: the registers are in the INFORMATION and the
-    /// COMMAND-SPECIFIC INFORMATION field. A translator that reports UNALIGNED WRITE
-    /// COMMAND for an ATA error has the first four in one or the other of them.
+    /// COMMAND-SPECIFIC INFORMATION field. Some translators have the first four in the
+    /// one when they report UNALIGNED WRITE COMMAND, and in the other, which is 0
+    /// elsewhere, when they report any error.
     fn fixed_registers(&self, data: &[u8]) -> Option<Status> {
         let words: [u8; 4] = data.get(3..7)?.try_into().ok()?;
         let behind: [u8; 4] = data.get(8..12).and_then(|b| b.try_into().ok())?;
@@ -146,7 +147,9 @@ impl Sense {
             (0x21, 0x04) if self.information.is_some() => {
                 Some(Status::of_four(words)).filter(Status::is_likely)
             }
-            (0x21, 0x04) => Some(Status::of_four(behind)).filter(Status::is_likely),
+            _ if self.information.is_none() && !matches!(self.key, 0x0 | 0x2 | 0x6) => {
+                Some(Status::of_four(behind)).filter(Status::is_likely)
+            }
             _ => None,
         }
     }
@@ -366,7 +369,7 @@ impl fmt::Display for Sense {
             write!(f, ", {specific}")?;
         }
         match self.command_specific {
-            Some(value) if value != 0 && self.ata.is_none() => {
+            Some(value) if value != 0 && self.ata.is_none_or(|a| a.source == Source::Guess) => {
                 write!(f, ", command-specific {value:#x}")?;
             }
             _ => {}
@@ -478,6 +481,10 @@ mod tests {
             (ata.error, ata.status, ata.device, ata.count),
             (4, 0x51, 0x40, 1)
         );
+        let media = sense("70 00 03 00 00 00 00 0a 40 51 e0 08 11 04");
+        assert_eq!(media.ata.map(|ata| ata.error), Some(0x40));
+        let other = sense("70 00 03 00 00 00 00 0a 00 00 10 00 11 04");
+        assert_eq!(other.ata, None);
     }
 
     /// Rows 18 and 19: SPC-6, 4.4.2.4.

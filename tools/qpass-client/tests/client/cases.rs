@@ -61,7 +61,8 @@ const CASES: &[(&str, fn())] = &[
 
 pub fn main() {
     if let Ok(name) = std::env::var("CLIENT_CASE") {
-        let case = CASES.iter().find(|(n, _)| *n == name).expect("a case");
+        let mut all = CASES.iter().chain(crate::field::CASES);
+        let case = all.find(|(n, _)| *n == name).expect("a case");
         case.1();
         return;
     }
@@ -79,10 +80,11 @@ pub fn main() {
             Err(Failed::from(format!("{}\n{text}", out.status)))
         })
     };
-    libtest_mimic::run(&arguments, CASES.iter().map(trial).collect()).exit();
+    let all = CASES.iter().chain(crate::field::CASES);
+    libtest_mimic::run(&arguments, all.map(trial).collect()).exit();
 }
 
-fn boot(description: &str) -> (Arc<dyn Kernel>, Device) {
+pub fn boot(description: &str) -> (Arc<dyn Kernel>, Device) {
     let kernel = umode::boot(description).expect("the kernel");
     let device = Device::open(&kernel, "qpass0").expect("open");
     (kernel, device)

@@ -60,13 +60,26 @@ fn bad(device: &Device, what: &str, why: Bad) -> Fail {
     Fail::new(Code::Command, format!("{}: {what}: {why}", device.name()))
 }
 
-/// The standard data, as far as they came.
+/// The standard data, as far as they came. Some devices take no more than 36 bytes'
+/// room for a question; what is longer than one byte says is asked for again.
 fn standard(device: &Device) -> Result<Vec<u8>, Fail> {
-    ask(
-        device,
-        "INQUIRY",
-        Command::inquiry(None, device.buffer(FIRST)?),
-    )
+    let question = |len| -> Result<Vec<u8>, Fail> {
+        let command = Command::inquiry(None, device.buffer(len)?);
+        ask(device, "INQUIRY", command)
+    };
+    let first = match question(FIRST) {
+        Ok(data) => data,
+        Err(fail) if fail.code != Code::Command => return Err(fail),
+        Err(fail) => question(36).map_err(|_| fail)?,
+    };
+    let length = Standard::parse(&first).map_or(0, |found| found.length);
+    if length <= FIRST || first.len() < FIRST {
+        return Ok(first);
+    }
+    Ok(question(length)
+        .ok()
+        .filter(|again| again.len() > first.len())
+        .unwrap_or(first))
 }
 
 /// A page: 255 bytes first, and again if it says that it has more.
@@ -85,7 +98,8 @@ fn page(device: &Device, number: u8) -> Result<Vec<u8>, Fail> {
     if length <= FIRST {
         return Ok(first);
     }
-    let again = question(length.min(MOST))?;
+    // One that refuses, or gives less, has said what it has.
+    let again = question(length.min(MOST)).unwrap_or_default();
     let is_better = again.len() > first.len() && Page::parse(&again, number, &known).is_ok();
     Ok(if is_better { again } else { first })
 }

@@ -16,12 +16,12 @@ use crate::{
     fail::{Code, Fail},
     output, stopped,
 };
-use qpass_client::{Device, Errno, Kernel, own_nodes, users};
+use qpass_client::{Device, Kernel, own_nodes, users};
 use serde::Serialize;
 use std::{
     io::IsTerminal,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 /// The nodes of the driver; that there is none is an error that says why.
@@ -59,74 +59,52 @@ impl Watch {
         let Some(interval) = self.args.every else {
             return show();
         };
-        let mut next = Instant::now();
+        // None: later than there is a time for.
+        let mut next = Some(Instant::now());
         for n in 0u32.. {
             if self.args.times.is_some_and(|times| n >= times) {
                 break;
             }
             show()?;
-            next += interval;
-            while Instant::now() < next && self.args.times.is_none_or(|times| n + 1 < times) {
+            next = next.and_then(|at| at.checked_add(interval));
+            while self.args.times.is_none_or(|times| n + 1 < times) {
                 if stopped() {
                     // That is how a live table is left.
                     return Ok(());
                 }
-                let left = next.saturating_duration_since(Instant::now());
-                std::thread::sleep(left.min(Duration::from_millis(100)));
+                const LOOK: Duration = Duration::from_millis(100);
+                let left = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()));
+                if left.is_zero() {
+                    break;
+                }
+                std::thread::sleep(left.min(LOOK));
             }
         }
         Ok(())
     }
 
-    /// In the place of what was shown before, on a terminal that can.
+    /// In the place of what was shown before.
     fn print(&self, what: &str) -> Result<(), Fail> {
-        let is_live = self.args.every.is_some() && std::io::stdout().is_terminal();
-        let clear = match is_live && !output::is_dumb() {
-            true => "\x1b[H\x1b[2J",
-            false => "",
-        };
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let is_live = self.args.every.is_some() && std::io::stdout().is_terminal() && !is_dumb;
+        let clear = if is_live { "\x1b[H\x1b[2J" } else { "" };
         output::text(&format!("{clear}{what}"))
     }
 
-    /// Once as it is read best, again and again a line each, with the time.
-    fn print_json(&self, name: &'static str, what: &[impl Serialize]) -> Result<(), Fail> {
+    /// Once as it is read best, again and again a line each.
+    fn print_json(&self, what: &impl Serialize) -> Result<(), Fail> {
         match self.args.every {
-            Some(_) => {
-                let time = serde_json::to_value(now().as_secs_f64());
-                let what = serde_json::to_value(what);
-                let mut line = serde_json::Map::new();
-                line.insert("time".into(), time.expect("a number"));
-                line.insert(name.into(), what.expect("plain data"));
-                output::json_line(&line)
-            }
-            None => output::json(&what),
+            Some(_) => output::json_line(what),
+            None => output::json(what),
         }
     }
-
-    /// While something is watched, one device that goes takes no other with it.
-    fn outlives(&self, errno: Errno) -> bool {
-        errno == Errno::ENXIO && self.args.every.is_some()
-    }
 }
 
-/// Since 1970.
-fn now() -> Duration {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default()
-}
-
-/// The time of day, of UTC.
-fn clock() -> String {
-    let s = now().as_secs() % 86_400;
-    format!("{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
-}
-
-/// All that was watched has gone.
-fn all_gone(names: &[String]) -> Fail {
-    Fail::new(
-        Code::System,
-        format!("{}: the device has gone", names.join(", ")),
-    )
+/// Seconds since 1970, for a line that is one of many.
+fn now() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seconds = since.unwrap_or_default().as_secs_f64();
+    (seconds * 1000.0).round() / 1000.0
 }
 
 /// For who is asked to write: why not.

@@ -1,9 +1,9 @@
 //! What programs have outstanding, and an end to it.
 
-use super::{Watch, all_gone, open_all};
+use super::{Watch, open_all};
 use crate::{
     args,
-    fail::Fail,
+    fail::{Code, Fail},
     output::{self, hex, human, table},
 };
 use qpass_client::{Cancel, Device, Errno, Kernel, Outstanding, State, decode::opcode};
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 #[derive(Serialize)]
 struct Request {
+    /// Seconds since 1970, when it was looked at.
+    time: f64,
     device: String,
     open: u64,
     number: u64,
@@ -27,6 +29,7 @@ struct Request {
 
 fn request(device: &str, device_type: u8, r: &Outstanding) -> Request {
     Request {
+        time: super::now(),
         device: device.into(),
         open: r.open,
         number: r.number,
@@ -69,16 +72,16 @@ pub fn outstanding(
         (device, device_type)
     };
     let mut opened: Vec<_> = open_all(kernel, devices)?.into_iter().map(typed).collect();
-    let mut gone = Vec::new();
     watch.run(|| {
         let mut all = Vec::new();
+        let mut gone = Vec::new();
         for (device, device_type) in &opened {
             match device.outstanding(true) {
                 Ok(found) => {
                     let each = |r| request(device.name(), *device_type, r);
                     all.extend(found.iter().map(each));
                 }
-                Err(error) if watch.outlives(error.errno) => {
+                Err(error) if error.errno == Errno::ENXIO && watch.args.every.is_some() => {
                     gone.push(device.name().to_owned());
                 }
                 Err(mut error) => {
@@ -90,11 +93,14 @@ pub fn outstanding(
             }
         }
         opened.retain(|(d, _)| !gone.iter().any(|name| name == d.name()));
-        if opened.is_empty() {
-            return Err(all_gone(&gone));
+        if opened.is_empty() && !gone.is_empty() {
+            return Err(Fail::new(
+                Code::System,
+                format!("{}: the device has gone", gone.join(", ")),
+            ));
         }
         if watch.json {
-            return watch.print_json("requests", &all);
+            return watch.print_json(&all);
         }
         let rows: Vec<Vec<String>> = all
             .iter()

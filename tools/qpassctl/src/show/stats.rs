@@ -1,6 +1,6 @@
 //! The counters and the limits.
 
-use super::{Watch, all_gone, clock, open_all};
+use super::{Watch, open_all};
 use crate::{
     args,
     fail::{Code, Fail},
@@ -13,6 +13,17 @@ use std::{sync::Arc, time::Instant};
 #[derive(Serialize)]
 struct Stats {
     device: String,
+    /// Seconds since 1970.
+    time: f64,
+    #[serde(flatten)]
+    totals: Totals,
+    /// With --watch, from the second time on.
+    rates: Option<Rates>,
+}
+
+/// Since the driver attached to the device, but for what is of this moment.
+#[derive(Serialize)]
+struct Totals {
     submitted: u64,
     completed: u64,
     outstanding: u64,
@@ -21,142 +32,153 @@ struct Stats {
     copied_bytes: u64,
     zerocopy_bytes: u64,
     bounce_bytes: u64,
-    /// What was added since the last time, and how long ago that was.
-    seconds: Option<f64>,
-    submitted_per_second: Option<f64>,
-    completed_per_second: Option<f64>,
-    errors_per_second: Option<f64>,
-    cancelled_per_second: Option<f64>,
-    copied_bytes_per_second: Option<f64>,
-    zerocopy_bytes_per_second: Option<f64>,
+}
+
+/// A second, since it was looked at last.
+#[derive(Serialize)]
+struct Rates {
+    /// How long ago that is.
+    seconds: f64,
+    submitted: f64,
+    completed: f64,
+    errors: f64,
+    cancelled: f64,
+    copied_bytes: f64,
+    zerocopy_bytes: f64,
 }
 
 fn stat(device: &str, now: Counters, before: Option<(Counters, f64)>) -> Stats {
-    let rate = |of: fn(&Counters) -> u64| {
-        before.map(|(old, seconds)| of(&now).saturating_sub(of(&old)) as f64 / seconds.max(1e-9))
-    };
+    let rates = before.map(|(old, seconds)| {
+        let rate =
+            |now: u64, old: u64| now.saturating_sub(old) as f64 / seconds.max(f64::MIN_POSITIVE);
+        Rates {
+            seconds,
+            submitted: rate(now.submitted, old.submitted),
+            completed: rate(now.completed, old.completed),
+            errors: rate(now.errors, old.errors),
+            cancelled: rate(now.cancelled, old.cancelled),
+            copied_bytes: rate(now.copied_bytes, old.copied_bytes),
+            zerocopy_bytes: rate(now.zerocopy_bytes, old.zerocopy_bytes),
+        }
+    });
     Stats {
         device: device.into(),
-        submitted: now.submitted,
-        completed: now.completed,
-        outstanding: now.outstanding,
-        errors: now.errors,
-        cancelled: now.cancelled,
-        copied_bytes: now.copied_bytes,
-        zerocopy_bytes: now.zerocopy_bytes,
-        bounce_bytes: now.bounce_bytes,
-        seconds: before.map(|(_, seconds)| seconds),
-        submitted_per_second: rate(|c| c.submitted),
-        completed_per_second: rate(|c| c.completed),
-        errors_per_second: rate(|c| c.errors),
-        cancelled_per_second: rate(|c| c.cancelled),
-        copied_bytes_per_second: rate(|c| c.copied_bytes),
-        zerocopy_bytes_per_second: rate(|c| c.zerocopy_bytes),
+        time: super::now(),
+        totals: Totals {
+            submitted: now.submitted,
+            completed: now.completed,
+            outstanding: now.outstanding,
+            errors: now.errors,
+            cancelled: now.cancelled,
+            copied_bytes: now.copied_bytes,
+            zerocopy_bytes: now.zerocopy_bytes,
+            bounce_bytes: now.bounce_bytes,
+        },
+        rates,
     }
 }
 
-/// A device that is watched, with its counters of the last time.
-struct Watched {
-    device: Device,
-    before: Option<(Counters, Instant)>,
-}
-
-pub fn stats(kernel: &Arc<dyn Kernel>, devices: &[String], watch: &Watch) -> Result<(), Fail> {
-    let watched = |device| Watched {
-        device,
-        before: None,
-    };
-    let opened = open_all(kernel, devices)?;
-    let mut opened: Vec<_> = opened.into_iter().map(watched).collect();
-    let mut gone: Vec<String> = Vec::new();
-    watch.run(|| {
-        let mut all = Vec::new();
-        for Watched { device, before } in &mut opened {
-            let info = match device.info() {
-                Ok(info) => info,
-                Err(error) if watch.outlives(error.errno) => {
-                    gone.push(device.name().into());
-                    continue;
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let (now, at) = (info.counters, Instant::now());
-            let since = before.map(|(old, then)| (old, (at - then).as_secs_f64()));
-            all.push(stat(device.name(), now, since));
-            *before = Some((now, at));
-        }
-        opened.retain(|w| !gone.iter().any(|name| name == w.device.name()));
-        if opened.is_empty() {
-            return Err(all_gone(&gone));
-        }
-        if watch.json {
-            return watch.print_json("devices", &all);
-        }
-        watch.print(&text(&all, watch.args.every.is_some()))
-    })
-}
-
-/// Totals, and once there is a last time, what was added in each second since.
-fn text(all: &[Stats], is_watched: bool) -> String {
-    let is_rate = all.iter().all(|s| s.seconds.is_some());
-    let count = |total: u64, rate: Option<f64>| match rate.filter(|_| is_rate) {
-        Some(rate) => format!("{rate:.0}"),
+/// A line of the table: totals, or what there was a second.
+fn row(s: &Stats) -> Vec<String> {
+    let count = |total: u64, rate: Option<f64>| match rate {
+        Some(rate) => format!("{rate:.0}/s"),
         None => total.to_string(),
     };
-    let bytes = |total: u64, rate: Option<f64>| match rate.filter(|_| is_rate) {
+    let bytes = |total: u64, rate: Option<f64>| match rate {
         Some(rate) => format!("{}/s", human(rate as u64)),
         None => human(total),
     };
-    let rows: Vec<Vec<String>> = all
-        .iter()
-        .map(|s| {
-            let mut row = vec![
-                s.device.clone(),
-                count(s.submitted, s.submitted_per_second),
-                count(s.completed, s.completed_per_second),
-                s.outstanding.to_string(),
-                count(s.errors, s.errors_per_second),
-                count(s.cancelled, s.cancelled_per_second),
-                bytes(s.copied_bytes, s.copied_bytes_per_second),
-                bytes(s.zerocopy_bytes, s.zerocopy_bytes_per_second),
-                human(s.bounce_bytes),
-            ];
-            if is_watched {
-                row.insert(0, clock());
-            }
-            row
-        })
-        .collect();
-    // What is of a second says so.
-    let (submitted, completed, errors, cancelled) = match is_rate {
-        true => (">SUBMITTED/s", ">COMPLETED/s", ">ERRORS/s", ">CANCELLED/s"),
-        false => (">SUBMITTED", ">COMPLETED", ">ERRORS", ">CANCELLED"),
-    };
-    let mut columns = vec![
-        "DEVICE",
-        submitted,
-        completed,
-        ">OUTSTANDING",
-        errors,
-        cancelled,
-        ">COPIED",
-        ">ZEROCOPY",
-        ">BOUNCE",
-    ];
-    if is_watched {
-        columns.insert(0, "TIME");
-    }
-    table(&columns, &rows)
+    let (t, r) = (&s.totals, s.rates.as_ref());
+    vec![
+        s.device.clone(),
+        count(t.submitted, r.map(|r| r.submitted)),
+        count(t.completed, r.map(|r| r.completed)),
+        t.outstanding.to_string(),
+        count(t.errors, r.map(|r| r.errors)),
+        count(t.cancelled, r.map(|r| r.cancelled)),
+        bytes(t.copied_bytes, r.map(|r| r.copied_bytes)),
+        bytes(t.zerocopy_bytes, r.map(|r| r.zerocopy_bytes)),
+        human(t.bounce_bytes),
+    ]
 }
 
-const LIMITS: [(&str, &str); 7] = [
-    ("max_requests", "requests that an open may have outstanding"),
-    ("max_bytes", "bytes of memory in them"),
-    ("device_max_requests", "requests of all opens of a device"),
-    ("device_max_bytes", "bytes of memory in them"),
-    ("total_max_bytes", "bytes of memory of all devices"),
-    ("zerocopy_min", "bytes from which on data is not copied"),
-    ("allow_paddr", "1: physical addresses are taken from root"),
+pub fn stats(kernel: &Arc<dyn Kernel>, devices: &[String], watch: &Watch) -> Result<(), Fail> {
+    let mut opened: Vec<(Device, Option<(Counters, Instant)>)> = open_all(kernel, devices)?
+        .into_iter()
+        .map(|device| (device, None))
+        .collect();
+    watch.run(|| {
+        let mut all = Vec::new();
+        let mut gone = None;
+        opened.retain(|(device, _)| match device.info() {
+            Err(error) if error.errno == Errno::ENXIO && watch.args.every.is_some() => {
+                gone = Some(error);
+                false
+            }
+            _ => true,
+        });
+        if let (true, Some(error)) = (opened.is_empty(), gone) {
+            return Err(error.into());
+        }
+        for (device, before) in &mut opened {
+            let (now, at) = (device.info()?.counters, Instant::now());
+            let since = before.map(|(old, then)| (old, (at - then).as_secs_f64()));
+            all.push(stat(device.name(), now, since));
+            *before = Some((now, at)).filter(|_| watch.args.every.is_some());
+        }
+        if watch.json {
+            return watch.print_json(&all);
+        }
+        let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+        let columns = [
+            "DEVICE",
+            ">SUBMITTED",
+            ">COMPLETED",
+            ">OUTSTANDING",
+            ">ERRORS",
+            ">CANCELLED",
+            ">COPIED",
+            ">ZEROCOPY",
+            ">BOUNCE",
+        ];
+        watch.print(&table(&columns, &rows))
+    })
+}
+
+/// Name, meaning, and the least and the most that makes sense.
+const LIMITS: [(&str, &str, u64, u64); 7] = [
+    (
+        "max_requests",
+        "requests that an open may have outstanding",
+        1,
+        u64::MAX,
+    ),
+    ("max_bytes", "bytes of memory in them", 1, u64::MAX),
+    (
+        "device_max_requests",
+        "requests of all opens of a device",
+        1,
+        u64::MAX,
+    ),
+    ("device_max_bytes", "bytes of memory in them", 1, u64::MAX),
+    (
+        "total_max_bytes",
+        "bytes of memory of all devices' requests",
+        1,
+        u64::MAX,
+    ),
+    (
+        "zerocopy_min",
+        "bytes from which on data is not copied",
+        0,
+        u64::MAX,
+    ),
+    (
+        "allow_paddr",
+        "1: physical addresses are taken from root",
+        0,
+        1,
+    ),
 ];
 
 #[derive(Serialize)]
@@ -170,32 +192,39 @@ pub fn limits(kernel: &Arc<dyn Kernel>, set: &[String], json: bool) -> Result<()
     // All of it is understood before any of it is done.
     let mut changes = Vec::new();
     for word in set {
-        let (name, value) = word.split_once('=').ok_or_else(|| {
+        let bad = || {
             Fail::usage(format!(
                 "{word}: NAME=VALUE is wanted, such as max_bytes=128M"
             ))
-        })?;
-        let (name, _) = LIMITS
+        };
+        let (name, value) = word.split_once('=').ok_or_else(bad)?;
+        let (name, _, least, most) = LIMITS
             .iter()
-            .find(|(known, _)| *known == name)
+            .find(|(known, ..)| *known == name)
             .ok_or_else(|| {
-                let known: Vec<_> = LIMITS.iter().map(|(known, _)| *known).collect();
+                let known: Vec<_> = LIMITS.iter().map(|(known, ..)| *known).collect();
                 Fail::usage(format!(
                     "{name}: not a limit; these are: {}",
                     known.join(", ")
                 ))
             })?;
-        let bad = |wanted: &str| Fail::usage(format!("{word}: {wanted} is wanted"));
         let value = match value {
             "0" => 0,
-            value => args::size(value).map_err(|_| bad("a number, such as 4096 or 128M"))? as u64,
+            value => args::size(value).map_err(|_| {
+                Fail::usage(format!(
+                    "{word}: {value} is not a number, such as 4096 or 128M"
+                ))
+            })? as u64,
         };
-        match (*name, value) {
-            // Nobody's commands would be taken any more, and each would wait for ever.
-            ("max_requests" | "device_max_requests", 0) => return Err(bad("at least 1")),
-            ("allow_paddr", 2..) => return Err(bad("0 or 1")),
-            _ => changes.push((*name, value)),
+        if value < *least {
+            return Err(Fail::usage(format!(
+                "{word}: {least} is the least: with {value} nothing could be sent"
+            )));
         }
+        if value > *most {
+            return Err(Fail::usage(format!("{word}: {most} is the most")));
+        }
+        changes.push((*name, value));
     }
     let sysctl = |name: &str, new: Option<u64>| {
         let full = format!("kern.cam.qpass.{name}");
@@ -207,27 +236,19 @@ pub fn limits(kernel: &Arc<dyn Kernel>, set: &[String], json: bool) -> Result<()
             Fail::new(Code::System, format!("{full}: {errno}{why}"))
         })
     };
-    // One that cannot be set takes those before it back.
-    let mut before: Vec<(&str, u64)> = Vec::new();
+    let mut done: Vec<String> = Vec::new();
     for (name, value) in changes {
-        let set = sysctl(name, None).and_then(|old| sysctl(name, Some(value)).map(|_| old));
-        match set {
-            Ok(old) => before.push((name, old)),
-            Err(fail) => {
-                let restored = before
-                    .iter()
-                    .rev()
-                    .all(|(name, old)| sysctl(name, Some(*old)).is_ok());
-                return Err(match (before.is_empty(), restored) {
-                    (true, _) => fail,
-                    (false, true) => fail.and("nothing was changed"),
-                    (false, false) => fail.and("those before it are set"),
-                });
-            }
-        }
+        sysctl(name, Some(value)).map_err(|fail| match done.is_empty() {
+            true => fail,
+            false => Fail::new(
+                fail.code,
+                format!("{}; {} was set before", fail.message, done.join(", ")),
+            ),
+        })?;
+        done.push(format!("{name}={value}"));
     }
     let mut all = Vec::new();
-    for (name, meaning) in LIMITS {
+    for (name, meaning, ..) in LIMITS {
         all.push(Limit {
             name,
             value: sysctl(name, None)?,
