@@ -51,7 +51,11 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// List devices: what they are, who made them, what they take
-    List,
+    List {
+        /// Devices; all without
+        #[arg(value_hint = ValueHint::Other)]
+        devices: Vec<String>,
+    },
     /// Show what a device says of itself (INQUIRY)
     Inquiry {
         /// Device

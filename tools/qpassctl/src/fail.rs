@@ -1,6 +1,7 @@
 //! How qpassctl ends when it did not do what it was asked for.
 
 use qpass_client::{CommandError, Error, Failure};
+use serde::Serialize;
 use std::{fmt, io, path::Path};
 
 /// Exit statuses, as qpassctl(8) lists them.
@@ -40,6 +41,39 @@ impl Code {
 pub struct Fail {
     pub code: Code,
     pub message: String,
+    /// Of a command that a device ended with an error: that error.
+    cause: Option<Box<CommandError>>,
+}
+
+/// Why it failed, as JSON: the same keys for every command of qpassctl.
+#[derive(Serialize)]
+pub struct Reason {
+    exit_status: u8,
+    kind: &'static str,
+    message: String,
+    /// What CAM and the device say.
+    text: Option<String>,
+    cam_status: Option<&'static str>,
+    key: Option<u8>,
+    asc: Option<u8>,
+    ascq: Option<u8>,
+}
+
+impl Reason {
+    /// Of a failure.
+    pub fn of(fail: &Fail) -> Self {
+        let sense = fail.cause.as_ref().and_then(|error| error.sense());
+        Reason {
+            exit_status: fail.code as u8,
+            kind: fail.code.name(),
+            message: fail.message.clone(),
+            text: fail.cause.as_ref().map(|error| error.to_string()),
+            cam_status: fail.cause.as_ref().map(|error| error.cam.name()),
+            key: sense.map(|s| s.key),
+            asc: sense.map(|s| s.asc),
+            ascq: sense.map(|s| s.ascq),
+        }
+    }
 }
 
 impl Fail {
@@ -47,6 +81,7 @@ impl Fail {
         Fail {
             code,
             message: message.to_string(),
+            cause: None,
         }
     }
 
@@ -69,7 +104,10 @@ impl Fail {
 
     /// The same failure, with more to say.
     pub fn and(self, more: impl fmt::Display) -> Self {
-        Fail::new(self.code, format!("{}; {more}", self.message))
+        Fail {
+            message: format!("{}; {more}", self.message),
+            ..self
+        }
     }
 
     /// A device ended a command with an error.
@@ -78,17 +116,20 @@ impl Fail {
             true => Code::System,
             false => Code::Command,
         };
-        Fail::new(code, format!("{device}: {what}: {error}"))
+        Fail {
+            cause: Some(Box::new(error.clone())),
+            ..Fail::new(code, format!("{device}: {what}: {error}"))
+        }
     }
 
     /// The same, of a queue.
     pub fn queued(device: &str, what: impl fmt::Display, failure: &Failure) -> Self {
-        let code = match failure {
-            Failure::Failed(error) if !has_gone(error) => Code::Command,
-            Failure::Failed(_) => Code::System,
-            Failure::Refused(_) | Failure::Lost => Code::System,
-        };
-        Fail::new(code, format!("{device}: {what}: {failure}"))
+        match failure {
+            Failure::Failed(error) => Fail::command(device, what, error),
+            Failure::Refused(_) | Failure::Lost => {
+                Fail::new(Code::System, format!("{device}: {what}: {failure}"))
+            }
+        }
     }
 
     pub fn interrupted() -> Self {

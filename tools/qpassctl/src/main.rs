@@ -81,7 +81,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
     let kernel = qpass_client::kernel().map_err(|e| Fail::new(Code::System, e))?;
     let (kernel, json) = (&kernel, cli.json);
     match cli.command {
-        Command::List => show::list(kernel, json),
+        Command::List { devices } => show::list(kernel, &devices, json),
         Command::Inquiry { device, page } => show::inquiry(&open(kernel, &device)?, page, json),
         Command::Tur { device } => show::tur(&open(kernel, &device)?, json),
         Command::Readcap { device } => show::readcap(open(kernel, &device)?, json),

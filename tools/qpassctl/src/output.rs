@@ -1,7 +1,7 @@
 //! What goes to stdout.
 
 use crate::{
-    fail::{Code, Fail, words},
+    fail::{Code, Fail, Reason, words},
     stream::Writer,
 };
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
@@ -56,27 +56,16 @@ pub fn stdout_has_data() {
 
 /// What `--json` shows of a failure.
 #[derive(Serialize)]
-struct Failed<'a> {
+struct Failed {
     ok: bool,
-    error: Reason<'a>,
-}
-
-#[derive(Serialize)]
-struct Reason<'a> {
-    exit_status: u8,
-    kind: &'static str,
-    message: &'a str,
+    error: Reason,
 }
 
 /// A failure as JSON, unless the answer has said it already.
 pub fn failure(fail: &Fail) {
     let value = Failed {
         ok: false,
-        error: Reason {
-            exit_status: fail.code as u8,
-            kind: fail.code.name(),
-            message: &fail.message,
-        },
+        error: Reason::of(fail),
     };
     let _ = match PRINTED.load(Ordering::Relaxed) {
         NOTHING_YET if !DATA_ON_STDOUT.load(Ordering::Relaxed) => json(&value),

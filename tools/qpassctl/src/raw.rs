@@ -116,11 +116,12 @@ pub fn cdb(device: &Device, args: &Cdb, json: bool) -> Result<(), Fail> {
     let to_stdout = args.file.as_deref() == Some(Path::new("-")) && args.data_in.is_some();
     if json && !to_stdout {
         let device_type = device.identity().map_or(0, |i| i.device_type);
+        let what = format!("command {}", hex(&cdb));
         output::json(&Sent {
             device: device.name().into(),
             cdb: hex(&cdb),
             command: opcode::scsi(&cdb, device_type),
-            answer: Answer::from(&ended),
+            answer: Answer::of(device.name(), &what, &ended),
             data: read.filter(|_| args.file.is_none()).map(hex),
             returned: returned.as_ref().map(SenseAnswer::from),
         })?;

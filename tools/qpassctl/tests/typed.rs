@@ -20,6 +20,15 @@ fn a_device_is_found_by_each_of_its_names() {
         )
         .good();
     }
+    // I6: list says of any kind what it is.
+    let one = run("disk;disk,nvme;disk,ata", &["list", "qpass1", "--json"])
+        .good()
+        .json();
+    assert_eq!(
+        (one[0]["device"].as_str(), one.as_array().map(Vec::len)),
+        (Some("qpass1"), Some(1))
+    );
+    run("disk", &["list", "da3"]).failed(3, &["da3"]);
     run("disk", &["tur", ""]).failed(2, &["an empty name"]);
     run("disk", &["tur", "da0p1"]).failed(3, &["da0p1: ", "a partition", "its disk is da0"]);
     run("disk", &["tur", "/dev/da7"]).failed(3, &["/dev/da7: no device", "qpassctl list"]);
@@ -208,7 +217,31 @@ fn failures_are_json_too() {
         let error = json["error"].as_object().expect("an error");
         assert_eq!(error["exit_status"].as_i64(), Some(code.into()), "{args:?}");
         assert_eq!(error["kind"], kind, "{args:?}");
-        assert_eq!(error.len(), 3);
+        let keys: Vec<_> = error.keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            [
+                "asc",
+                "ascq",
+                "cam_status",
+                "exit_status",
+                "key",
+                "kind",
+                "message",
+                "text"
+            ]
+        );
+    }
+    // And so of a command that answers all the same.
+    for args in [&["tur", "da0"][..], &["cdb", "da0", "00"]] {
+        let ran = run("disk,attention=1", &[args, &["--json"]].concat());
+        let error = &ran.json()["error"];
+        let said = format!("qpassctl: {}\n", error["message"].as_str().expect("text"));
+        assert_eq!((&ran.err, error["exit_status"].as_i64()), (&said, Some(1)));
+        assert_eq!(
+            (&error["key"], &error["asc"]),
+            (&Value::from(6), &Value::from(0x29))
+        );
     }
     // With data on standard output, it is on standard error.
     let ran = run("disk,size=1M", &["read", "da0", "-", "--json"]).good();
