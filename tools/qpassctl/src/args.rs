@@ -441,6 +441,40 @@ mod tests {
         }
     }
 
+    /// Every option, and what it is without, is in the manual page.
+    #[test]
+    fn the_manual_has_every_option_and_its_default() {
+        let manual = include_str!("../../../man/qpassctl.8");
+        // Options are Fl, and a long one begins with a second dash.
+        let has = |flag: &str| {
+            manual.contains(&format!("Fl {flag}")) || manual.contains(&format!(", {flag}"))
+        };
+        let mut root = Cli::command();
+        root.build();
+        let commands = root.get_subcommands();
+        for command in commands.filter(|c| c.get_name() != "help") {
+            let name = command.get_name();
+            assert!(manual.contains(&format!(".Cm {name}")), "{name}");
+            for option in command.get_arguments().filter(|a| !a.is_positional()) {
+                if let Some(long) = option.get_long() {
+                    assert!(has(&format!("-{long}")), "{name} --{long}");
+                }
+                if let Some(short) = option.get_short() {
+                    assert!(has(&short.to_string()), "{name} -{short}");
+                }
+                let takes_value = option.get_action().takes_values();
+                for default in option.get_default_values().iter().filter(|_| takes_value) {
+                    let default = default.to_str().expect("text");
+                    let said = [format!("default {default}"), format!("Cm {default}")];
+                    assert!(
+                        said.iter().any(|s| manual.contains(s)),
+                        "{name}: {option}: {default}"
+                    );
+                }
+            }
+        }
+    }
+
     /// What the manual page, the help and the README show is understood.
     #[test]
     fn every_example_is_understood() {
