@@ -114,7 +114,7 @@ fn every_command_and_option_of_qpassctl_is_named() {
                     .find(|l| l.contains(": "))
                     .expect("a field follows");
                 let field = field.trim_start().trim_start_matches("pub ");
-                field.split(':').next().expect("a name").to_owned()
+                field.split(':').next().expect("a name").replace('_', "-")
             }
         };
         options += 1;

@@ -2,7 +2,7 @@
 
 use crate::{
     args::{Bench, Method as MethodArg, Op},
-    copy::Target,
+    copy::{Target, lock},
     disk::Disk,
     fail::{Code, Fail},
     output, show, stopped,
@@ -392,6 +392,10 @@ pub fn bench(kernel: &Arc<dyn Kernel>, args: &Bench, json: bool) -> Result<(), F
     if load.writes != 0 && !args.force {
         show::check_unused(&disk)?;
     }
+    let _lock = match load.writes {
+        0 => None,
+        _ => lock(&disk)?,
+    };
     let table = match &args.csv {
         Some(path) => Some(Target::open(path)?),
         None => None,

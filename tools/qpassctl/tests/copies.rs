@@ -221,6 +221,30 @@ fn two_copies_into_one_file_exclude_each_other() {
     }
 }
 
+/// On one kernel, as on FreeBSD.
+#[test]
+fn two_writes_to_one_device_exclude_each_other() {
+    let (dir, machine) = disk(SLOW);
+    let (input, socket) = (path(&dir, "in"), path(&dir, "kernel"));
+    let data = noise(2 << 20);
+    fs::write(&input, &data).expect("a file");
+    let args = ["write", &input, "da0", "--size", "4K", "--quiet"];
+    let child = start(&format!("{machine};shared={socket}"), &args)
+        .spawn()
+        .expect("it runs");
+    let begun = || fs::read(path(&dir, "disk")).is_ok_and(|d| d.first().is_some_and(|b| *b != 0));
+    until("it has begun", begun);
+    let other = format!("shared={socket}");
+    run(&other, &args).failed(5, &["qpass0: another qpassctl writes it"]);
+    run_with(&other, &["write", "-", "da0"], &data[..512]).failed(5, &["another qpassctl"]);
+    let bench = ["bench", "da0", "--writes=9", "--destroy", "--time=10ms"];
+    run(&other, &bench).failed(5, &["another qpassctl"]);
+    // Reading is nobody's loss.
+    run(&other, &["read", "da0", "/dev/null", "--count", "8"]).good();
+    ended(child).good();
+    assert!(fs::read(path(&dir, "disk")).expect("the disk")[..data.len()] == data);
+}
+
 #[test]
 fn two_resumed_writes_of_one_file_exclude_each_other() {
     let (dir, machine) = disk(SLOW);

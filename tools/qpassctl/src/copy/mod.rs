@@ -3,6 +3,7 @@
 mod engine;
 mod flush;
 mod journal;
+mod lock;
 mod progress;
 mod read;
 mod target;
@@ -10,6 +11,7 @@ mod verdict;
 mod verify;
 mod write;
 
+pub use lock::lock;
 pub use read::read;
 pub use target::Target;
 pub use write::write;

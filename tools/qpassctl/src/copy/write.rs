@@ -4,6 +4,7 @@ use super::{
     Copied, Took,
     engine::{Chunk, Plan, Verb, Work, run},
     journal::{Journal, Subject, beside},
+    lock::lock,
     name, plan, range, stopped_short,
     target::is_special,
     verify::{compare_samples, read_padded, verify},
@@ -198,6 +199,7 @@ fn from_stream(plan: &Plan<'_>, args: &Write) -> Result<(u64, Took), Fail> {
         return Err(Fail::usage(format!("{source}: is a folder")));
     }
     check_unused(disk, args)?;
+    let _lock = lock(disk)?;
     let begin = Instant::now();
     let input = Reader::new(&args.file, plan.per * disk.block)
         .map_err(|e| Fail::file(&args.file, "open", &e))?;
@@ -330,6 +332,7 @@ fn from_file(plan: &mut Plan<'_>, args: &Write) -> Result<(u64, u64, Took), Fail
     let blocks = len.div_ceil(disk.block as u64);
     plan.blocks = range(disk, args.seek, Some(blocks))?;
     check_unused(disk, args)?;
+    let _lock = lock(disk)?;
     let plan = &*plan;
     let (mut journal, done) = noted(plan, args, &file, source_of(&meta))?;
     let per = (plan.per * disk.block) as u64;
