@@ -543,8 +543,9 @@ impl Queue {
             }
             if !self.not_taken(Errno::new(call.submit_error)) {
                 // That call did not wait, and the next one submits nothing, and does.
-                let waits = Errno::new(call.submit_error) == Errno::EAGAIN && !timeout.is_zero();
-                if found.len() >= min || !waits {
+                let is_full = Errno::new(call.submit_error) == Errno::EAGAIN;
+                let has_waited = call.flags & sys::QPASS_ENTER_WAIT_ROOM != 0;
+                if found.len() >= min || !is_full || has_waited || timeout.is_zero() {
                     return Ok(found);
                 }
             }
@@ -740,6 +741,10 @@ impl Queue {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if found.len() >= min || left.is_zero() || self.sent == 0 {
+                // Others have the room, and CAMIOQUEUE does not wait for it.
+                if !self.staged.is_empty() && found.len() < min {
+                    std::thread::sleep(left.min(Duration::from_millis(10)));
+                }
                 return Ok(found);
             }
             let open = &self.device.open;
