@@ -508,12 +508,14 @@ impl Queue {
         timeout: Duration,
     ) -> Result<Vec<Completion>, Error> {
         let mut found = Vec::new();
+        let end = Instant::now() + timeout;
         loop {
+            let left = end.saturating_duration_since(Instant::now());
             // Of those that are reaped, some may be staged again.
             let room = room.min(self.sent + self.staged.len());
             let wanted = min.saturating_sub(found.len()).min(room);
             let tried = self.tried();
-            let call = match self.call(tried, wanted, room, timeout) {
+            let call = match self.call(tried, wanted, room, left) {
                 Ok(call) => call,
                 Err(Errno::ENXIO) => {
                     self.device_gone();
@@ -542,10 +544,12 @@ impl Queue {
                 return Ok(found);
             }
             if !self.not_taken(Errno::new(call.submit_error)) {
-                // That call did not wait, and the next one submits nothing, and does.
+                // That call did not wait, and the next one submits nothing, and does;
+                // or it waited for room, and there is none.
                 let is_full = Errno::new(call.submit_error) == Errno::EAGAIN;
                 let has_waited = call.flags & sys::QPASS_ENTER_WAIT_ROOM != 0;
-                if found.len() >= min || !is_full || has_waited || timeout.is_zero() {
+                let is_over = Instant::now() >= end;
+                if found.len() >= min || !is_full || has_waited || is_over {
                     return Ok(found);
                 }
             }

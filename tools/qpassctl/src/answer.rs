@@ -1,7 +1,10 @@
 //! How a command ended, as JSON and as text. Every key is always there; what there
 //! is nothing of is null.
 
-use crate::output::hex;
+use crate::{
+    fail::{Fail, Reason},
+    output::hex,
+};
 use qpass_client::{
     CommandError, Ended, Outcome, Sense, Specific,
     decode::{ata, nvme, sense::Descriptor},
@@ -37,17 +40,7 @@ pub struct Answer {
     /// Sense data of tries that were followed by another.
     pub earlier: Vec<SenseAnswer>,
     /// Why it was not carried out.
-    pub error: Option<Error>,
-}
-
-/// Why a command was not carried out.
-#[derive(Serialize)]
-pub struct Error {
-    text: String,
-    cam_status: &'static str,
-    key: Option<u8>,
-    asc: Option<u8>,
-    ascq: Option<u8>,
+    pub error: Option<Reason>,
 }
 
 /// Sense data.
@@ -206,15 +199,8 @@ fn nvme((dword0, s): (u32, nvme::Status)) -> Nvme {
     }
 }
 
-fn error(e: &CommandError) -> Error {
-    let sense = e.sense();
-    Error {
-        text: e.to_string(),
-        cam_status: e.cam.name(),
-        key: sense.map(|s| s.key),
-        asc: sense.map(|s| s.asc),
-        ascq: sense.map(|s| s.ascq),
-    }
+fn error(device: &str, what: &str, e: &CommandError) -> Reason {
+    Reason::of(&Fail::command(device, what, e))
 }
 
 /// What there is of it, whether it was carried out or not.
@@ -225,8 +211,9 @@ pub fn outcome(ended: &Ended) -> &Outcome {
     }
 }
 
-impl From<&Ended> for Answer {
-    fn from(ended: &Ended) -> Self {
+impl Answer {
+    /// Of a command to a device; `what` is said of it if it was not carried out.
+    pub fn of(device: &str, what: &str, ended: &Ended) -> Self {
         let o = outcome(ended);
         let status = o.scsi_status();
         Answer {
@@ -242,7 +229,7 @@ impl From<&Ended> for Answer {
             registers: o.registers().map(Registers::from),
             nvme: o.nvme().map(nvme),
             earlier: o.earlier.iter().map(SenseAnswer::from).collect(),
-            error: ended.as_ref().err().map(error),
+            error: ended.as_ref().err().map(|e| error(device, what, e)),
         }
     }
 }

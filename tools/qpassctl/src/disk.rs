@@ -5,9 +5,7 @@ use crate::{
     stopped,
 };
 use core::ops::Deref;
-use qpass_client::{
-    Command, Device, DiskError, Ended, Error, Flushed, Identity, Protocol, decode::inquiry,
-};
+use qpass_client::{Command, Device, DiskError, Ended, Error, Identity, Protocol, decode::inquiry};
 
 /// A disk.
 #[derive(Clone)]
@@ -38,7 +36,8 @@ pub fn ask(device: &Device, what: &str, command: Command) -> Result<Vec<u8>, Fai
     Ok(buffer.map_or_else(Vec::new, |b| b[..outcome.moved].to_vec()))
 }
 
-fn fail(error: DiskError) -> Fail {
+/// Why a disk could not be asked, or flushed.
+pub fn fail(error: DiskError) -> Fail {
     if stopped() {
         return Fail::interrupted();
     }
@@ -75,13 +74,6 @@ impl Disk {
             ))),
             blocks => Ok(blocks),
         }
-    }
-
-    /// Has the disk put on its medium what it was given.
-    pub fn flush(&self) -> Result<Flushed, Fail> {
-        self.0
-            .flush_with(&|command| run(&self.device, command))
-            .map_err(fail)
     }
 }
 

@@ -8,10 +8,11 @@ use crate::{
     fail::{Code, Fail},
     output::{self, dump, hex},
     stopped,
+    stream::Reader,
 };
 use qpass_client::{Command, Device, Outcome, Sense, decode::opcode};
 use serde::Serialize;
-use std::{fs, io::Read, path::Path};
+use std::path::Path;
 
 #[derive(Serialize)]
 struct Sent {
@@ -60,13 +61,12 @@ fn parse(words: &[String]) -> Result<Vec<u8>, Fail> {
 
 /// What goes to the device.
 fn input(path: &Path) -> Result<Vec<u8>, Fail> {
-    let read = if path == Path::new("-") {
-        let mut data = Vec::new();
-        std::io::stdin().read_to_end(&mut data).map(|_| data)
-    } else {
-        fs::read(path)
-    };
-    let data = read.map_err(|e| Fail::file(path, "read", &e))?;
+    let fail = |e: std::io::Error| Fail::file(path, "read", &e);
+    let mut reader = Reader::new(path, 1 << 20).map_err(fail)?;
+    let mut data = Vec::new();
+    while let Some(piece) = reader.piece().map_err(fail)? {
+        data.extend(piece);
+    }
     if data.is_empty() {
         return Err(Fail::usage(format!("{}: it is empty", path.display())));
     }
@@ -116,11 +116,12 @@ pub fn cdb(device: &Device, args: &Cdb, json: bool) -> Result<(), Fail> {
     let to_stdout = args.file.as_deref() == Some(Path::new("-")) && args.data_in.is_some();
     if json && !to_stdout {
         let device_type = device.identity().map_or(0, |i| i.device_type);
+        let what = format!("command {}", hex(&cdb));
         output::json(&Sent {
             device: device.name().into(),
             cdb: hex(&cdb),
             command: opcode::scsi(&cdb, device_type),
-            answer: Answer::from(&ended),
+            answer: Answer::of(device.name(), &what, &ended),
             data: read.filter(|_| args.file.is_none()).map(hex),
             returned: returned.as_ref().map(SenseAnswer::from),
         })?;

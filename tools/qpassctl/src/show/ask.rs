@@ -214,7 +214,7 @@ pub fn tur(device: &Device, json: bool) -> Result<(), Fail> {
         output::json(&Ready {
             device: device.name().into(),
             ready: ended.is_ok(),
-            answer: Answer::from(&ended),
+            answer: Answer::of(device.name(), "not ready", &ended),
         })?;
     } else {
         let mut text = lines(&ended);

@@ -6,7 +6,7 @@ use crate::{
     fail::{Code, Fail},
     output::{self, human, table},
 };
-use qpass_client::{Counters, Errno, Kernel};
+use qpass_client::{Counters, Device, Errno, Kernel};
 use serde::Serialize;
 use std::{sync::Arc, time::Instant};
 
@@ -103,11 +103,24 @@ fn row(s: &Stats) -> Vec<String> {
 }
 
 pub fn stats(kernel: &Arc<dyn Kernel>, devices: &[String], watch: &Watch) -> Result<(), Fail> {
-    let opened = open_all(kernel, devices)?;
-    let mut before: Vec<Option<(Counters, Instant)>> = vec![None; opened.len()];
+    let mut opened: Vec<(Device, Option<(Counters, Instant)>)> = open_all(kernel, devices)?
+        .into_iter()
+        .map(|device| (device, None))
+        .collect();
     watch.run(|| {
         let mut all = Vec::new();
-        for (device, before) in opened.iter().zip(&mut before) {
+        let mut gone = None;
+        opened.retain(|(device, _)| match device.info() {
+            Err(error) if error.errno == Errno::ENXIO && watch.args.every.is_some() => {
+                gone = Some(error);
+                false
+            }
+            _ => true,
+        });
+        if let (true, Some(error)) = (opened.is_empty(), gone) {
+            return Err(error.into());
+        }
+        for (device, before) in &mut opened {
             let (now, at) = (device.info()?.counters, Instant::now());
             let since = before.map(|(old, then)| (old, (at - then).as_secs_f64()));
             all.push(stat(device.name(), now, since));
