@@ -656,6 +656,11 @@ impl Command {
         }
     }
 
+    /// How long it may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.timeout
+    }
+
     /// It is not sent again.
     pub(crate) fn give_up(&mut self) {
         self.tries = 0;

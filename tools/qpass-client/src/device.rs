@@ -10,7 +10,10 @@ use crate::{
     queue::{Method, Queue},
 };
 use core::time::Duration;
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 use sys_bindings as sys;
 
 bitflags::bitflags! {
@@ -217,8 +220,9 @@ impl Device {
     /// of its own, unless this open has one; then it is run, and `stop` not asked.
     ///
     /// # Errors
-    /// The driver's, as of [`queue`](Self::queue); EINTR: `stop` said so, and the
-    /// controller does not give the command back.
+    /// The driver's, as of [`queue`](Self::queue); ECANCELED: `stop` said so before the
+    /// driver had room for it; EINTR: `stop` said so, and the controller does not give
+    /// it back; EAGAIN: a limit left no room for it in the time that it may take.
     pub fn run_until(
         &self,
         command: Command,
@@ -233,14 +237,9 @@ impl Device {
             Method::Queue
         };
         let mut queue = self.queue(1, method)?;
+        let room_by = Instant::now().checked_add(command.patience());
         // It has room for one.
         let _ = queue.submit(command, 0);
-        queue.flush()?;
-        if let Some(command) = queue.take_staged() {
-            // No room in the driver; CAMIOCOMMAND needs none.
-            drop(queue);
-            return self.run(command);
-        }
         let mut tries = 0;
         loop {
             if let Some(done) = queue.reap(1, Duration::from_millis(200))?.pop() {
@@ -253,6 +252,10 @@ impl Device {
                 return Ok((done.command, ended));
             }
             if !stop() {
+                let is_late = room_by.is_some_and(|end| Instant::now() >= end);
+                if is_late && queue.take_staged().is_some() {
+                    return Err(self.open.error("command", Errno::EAGAIN));
+                }
                 continue;
             }
             // pass(4) cannot; a controller may not.

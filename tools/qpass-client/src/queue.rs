@@ -545,10 +545,11 @@ impl Queue {
             }
             if !self.not_taken(Errno::new(call.submit_error)) {
                 // That call did not wait, and the next one submits nothing, and does;
-                // or it waited for room until the time was over.
+                // or it waited for room, and there is none.
+                let is_full = Errno::new(call.submit_error) == Errno::EAGAIN;
+                let has_waited = call.flags & sys::QPASS_ENTER_WAIT_ROOM != 0;
                 let is_over = Instant::now() >= end;
-                let waits = Errno::new(call.submit_error) == Errno::EAGAIN && !is_over;
-                if found.len() >= min || !waits {
+                if found.len() >= min || !is_full || has_waited || is_over {
                     return Ok(found);
                 }
             }
@@ -744,6 +745,10 @@ impl Queue {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if found.len() >= min || left.is_zero() || self.sent == 0 {
+                // Others have the room, and CAMIOQUEUE does not wait for it.
+                if !self.staged.is_empty() && found.len() < min {
+                    std::thread::sleep(left.min(Duration::from_millis(10)));
+                }
                 return Ok(found);
             }
             let open = &self.device.open;

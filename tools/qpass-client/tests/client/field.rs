@@ -87,6 +87,7 @@ pub const CASES: &[(&str, fn())] = &[
         "a_command_is_taken_back_when_it_is_told_to_stop",
         a_command_is_taken_back_when_it_is_told_to_stop,
     ),
+    ("no_room_is_told", no_room_is_told),
     ("a_command_times_out", a_command_times_out),
     (
         "a_full_limit_is_waited_out_in_the_kernel",
@@ -530,6 +531,19 @@ fn a_command_is_taken_back_when_it_is_told_to_stop() {
     assert!(ended.expect_err("aborted").cam.is_aborted());
     assert!(begin.elapsed() < Duration::from_secs(5));
     assert_eq!(device.info().expect("info").counters.outstanding, 0);
+}
+
+/// B3: a limit that leaves no room is told, and the wait for it can be stopped.
+fn no_room_is_told() {
+    let (kernel, device) = boot("disk");
+    let name = "kern.cam.qpass.max_requests";
+    kernel.sysctl(name, Some(0)).expect("set");
+    let device = Device::open(&kernel, device.name()).expect("open");
+    let command = || Command::test_unit_ready().timeout(Duration::from_millis(300));
+    let late = device.run_until(command(), &|| false);
+    assert_eq!(late.expect_err("no room").errno, Errno::EAGAIN);
+    let stopped = device.run_until(command(), &|| true);
+    assert_eq!(stopped.expect_err("stopped").errno, Errno::ECANCELED);
 }
 
 /// E2: 100 us is a time, and a short one.
