@@ -380,7 +380,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     duration_or_none(text)
         .ok()
         .filter(|t| !t.is_zero())
-        .ok_or_else(|| "a time, such as 30s, 500ms or 2m, of ten years at most".into())
+        .ok_or_else(|| "a time, such as 30s, 500ms or 2m".into())
 }
 
 /// A time that may be 0.
@@ -394,15 +394,13 @@ fn duration_or_none(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err("a time, such as 30s, 500ms or 2m".into()),
     };
-    let is_plain = digits.chars().all(|c| c.is_ascii_digit() || c == '.');
     digits
         .parse::<f64>()
         .ok()
-        .filter(|_| is_plain)
         .and_then(|n| Duration::try_from_secs_f64(n * unit).ok())
-        // What is added to a clock does not overflow it.
-        .filter(|t| *t <= TEN_YEARS)
-        .ok_or_else(|| "a time, such as 30s, 500ms or 2m, of ten years at most".into())
+        // For ever; what is added to a clock does not overflow it.
+        .map(|t| t.min(TEN_YEARS))
+        .ok_or_else(|| "a time, such as 30s, 500ms or 2m".into())
 }
 
 const TEN_YEARS: Duration = Duration::from_secs(10 * 366 * 86_400);
@@ -553,18 +551,9 @@ mod tests {
         assert_eq!(timeout("2340s"), Ok(Duration::from_millis(2_340_000)));
         assert_eq!(duration_or_none("0"), Ok(Duration::ZERO));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1e19"), Ok(TEN_YEARS));
         assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
-        for bad in [
-            "",
-            "0",
-            "1d",
-            "-1",
-            "1e999s",
-            "1e19",
-            "18446744073709549568",
-            "inf",
-            "nan",
-        ] {
+        for bad in ["", "0", "1d", "-1", "1e999s", "inf", "nan"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -1,6 +1,6 @@
 //! How qpassctl ends when it did not do what it was asked for.
 
-use qpass_client::{CommandError, Error, Failure};
+use qpass_client::{CommandError, Errno, Error, Failure};
 use serde::Serialize;
 use std::{fmt, io, path::Path};
 
@@ -162,6 +162,11 @@ impl fmt::Display for Fail {
 
 impl From<Error> for Fail {
     fn from(error: Error) -> Self {
-        Fail::new(Code::System, error)
+        let is_limit = error.errno == Errno::EAGAIN;
+        let fail = Fail::new(Code::System, error);
+        match is_limit {
+            true => fail.and("see qpassctl limits"),
+            false => fail,
+        }
     }
 }

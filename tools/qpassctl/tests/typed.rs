@@ -84,10 +84,9 @@ fn what_is_wrong_is_one_line() {
             &["cancel", "--all", "--open", "1", "da0"],
             &["cannot be used with"],
         ),
-        (&["stats", "--watch=1e19"], &["--watch", "ten years"]),
         (
-            &["outstanding", "--watch=18446744073709549568"],
-            &["ten years"],
+            &["stats", "--watch=1d"],
+            &["'1d'", "--watch", "such as 30s"],
         ),
         (&["stats", "--times", "3"], &["--watch"]),
         (

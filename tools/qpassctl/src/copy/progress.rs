@@ -22,8 +22,8 @@ pub struct Progress {
     tenths: u64,
 }
 
-/// What takes less says nothing between its tenths.
-const SHORT: Duration = Duration::from_millis(250);
+/// What takes less has no lines: there is the one at its end.
+const SHORT: Duration = Duration::from_secs(1);
 
 impl Progress {
     /// Of so many bytes, of which some are done already.
@@ -94,8 +94,8 @@ impl Progress {
             bar.set_position(done);
         }
         let tenths = tenths(done, self.all);
-        if self.lines && tenths > self.tenths && tenths < 10 && now - self.said >= SHORT {
-            (self.tenths, self.said) = (tenths, now);
+        if self.lines && tenths > self.tenths && tenths < 10 && now - self.begin >= SHORT {
+            self.tenths = tenths;
             let (device, doing) = (&self.device, self.doing);
             eprintln!("{device}: {doing} {} %, {}", tenths * 10, self.words(now));
         }
