@@ -222,7 +222,8 @@ impl Device {
     /// # Errors
     /// The driver's, as of [`queue`](Self::queue); ECANCELED: `stop` said so before the
     /// driver had room for it; EINTR: `stop` said so, and the controller does not give
-    /// it back; EAGAIN: a limit left no room for it in the time that it may take.
+    /// it back; EAGAIN: a limit left no room for it in ten seconds, or the time that
+    /// it may take.
     pub fn run_until(
         &self,
         command: Command,
@@ -237,7 +238,7 @@ impl Device {
             Method::Queue
         };
         let mut queue = self.queue(1, method)?;
-        let room_by = Instant::now().checked_add(command.patience());
+        let room_by = Instant::now() + command.patience().min(NO_ROOM);
         // It has room for one.
         let _ = queue.submit(command, 0);
         let mut tries = 0;
@@ -252,8 +253,7 @@ impl Device {
                 return Ok((done.command, ended));
             }
             if !stop() {
-                let is_late = room_by.is_some_and(|end| Instant::now() >= end);
-                if is_late && queue.take_staged().is_some() {
+                if Instant::now() >= room_by && queue.take_staged().is_some() {
                     return Err(self.open.error("command", Errno::EAGAIN));
                 }
                 continue;
@@ -275,6 +275,9 @@ impl Device {
         Queue::new(self.clone(), depth, method)
     }
 }
+
+/// How long a single command waits for room in the driver.
+const NO_ROOM: Duration = Duration::from_secs(10);
 
 /// How a command ended: carried out, or not; both have all that there is to know.
 pub type Ended = Result<Outcome, CommandError>;
