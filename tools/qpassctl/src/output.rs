@@ -15,6 +15,9 @@ use std::{
 /// Bytes as they are. Whoever closed the pipe has seen enough.
 pub fn bytes(data: &[u8]) -> Result<(), Fail> {
     let out = Writer::new(Path::new("-")).and_then(|mut out| {
+        if data.is_empty() {
+            return Ok(());
+        }
         out.write(data.to_vec())?;
         out.finish()
     });

@@ -5,6 +5,7 @@ use crate::stopped;
 use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
+    os::{fd::AsFd, unix::fs::FileTypeExt},
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread,
@@ -41,6 +42,23 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
+/// What is at a path, or standard output, without a buffer before it.
+fn open_for_writing(path: Option<&Path>) -> io::Result<File> {
+    match path {
+        None => io::stdout().as_fd().try_clone_to_owned().map(File::from),
+        Some(path) => File::options().write(true).open(path),
+    }
+}
+
+/// What was written is on the medium, where there is one.
+fn sync(file: &File) -> io::Result<()> {
+    let kind = file.metadata()?.file_type();
+    match kind.is_file() || kind.is_block_device() {
+        true => file.sync_all(),
+        false => Ok(()),
+    }
+}
+
 /// Writes in order, and says of each piece how it went.
 pub struct Writer {
     pieces: SyncSender<Vec<u8>>,
@@ -60,23 +78,18 @@ impl Writer {
         let (tell, results) = sync_channel(2 * AHEAD);
         let path: Option<PathBuf> = (!is_standard(path)).then(|| path.into());
         spawn("writer", move || {
-            let mut out: Option<Box<dyn Write>> = None;
+            let mut out: Option<File> = None;
             for piece in todo {
-                let result = match &mut out {
+                let result = match &out {
                     Some(_) => Ok(()),
-                    None => match &path {
-                        None => Ok(Box::new(io::stdout()) as Box<dyn Write>),
-                        Some(path) => File::options()
-                            .write(true)
-                            .open(path)
-                            .map(|file| Box::new(file) as Box<dyn Write>),
-                    }
-                    .map(|opened| out = Some(opened)),
+                    None => open_for_writing(path.as_deref()).map(|file| out = Some(file)),
                 };
                 let result = result.and_then(|()| {
                     let out = out.as_mut().expect("opened");
-                    out.write_all(&piece)?;
-                    out.flush()
+                    match piece.is_empty() {
+                        true => sync(out),
+                        false => out.write_all(&piece),
+                    }
                 });
                 let is_end = result.is_err();
                 if tell.send(result).is_err() || is_end {
@@ -110,6 +123,15 @@ impl Writer {
             // It has ended with an error, which is still to be had.
             Err(_) => self.one_result(),
         }
+    }
+
+    /// Waits until all is written, and on its medium.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.write(Vec::new())?;
+        self.finish()
     }
 
     /// Waits until all is written.

@@ -470,6 +470,48 @@ fn a_file_keeps_its_mode_its_link_and_its_protection() {
     assert_eq!(names(dir.path()), ["disk", "link", "o"]);
 }
 
+/// What is on the disk would be some of the old and some of the new.
+#[test]
+fn a_source_that_changes_meanwhile_is_no_copy() {
+    let (dir, machine) = disk(SLOW);
+    let input = path(&dir, "in");
+    fs::write(&input, noise(1 << 20)).expect("a file");
+    for more in [&[][..], &["--resume"]] {
+        let _ = fs::remove_file(path(&dir, "disk"));
+        let args = ["write", &input, "da0", "--size", "4K", "--quiet"];
+        let child = start(&machine, &[&args[..], more].concat())
+            .spawn()
+            .expect("it runs");
+        let begun = || {
+            let disk = fs::read(path(&dir, "disk"));
+            disk.is_ok_and(|d| d.first().is_some_and(|b| *b != 0))
+        };
+        until("it has begun", begun);
+        use std::os::unix::fs::FileExt;
+        let file = fs::File::options().write(true).open(&input);
+        let file = file.expect("the file");
+        file.write_all_at(b"changed", 900_000).expect("written");
+        ended(child).failed(3, &["in: it was changed while it was copied"]);
+        assert!(!Path::new(&path(&dir, "in.qpass0.write.json")).exists());
+    }
+}
+
+#[test]
+fn a_part_is_as_private_as_its_file() {
+    let (dir, machine, _) = full_disk(SLOW);
+    let (out, part) = (path(&dir, "o"), path(&dir, "o.part"));
+    fs::write(&out, "old").expect("a file");
+    fs::set_permissions(&out, fs::Permissions::from_mode(0o600)).expect("its mode");
+    let child = start(&machine, &["read", "da0", &out, "--size", "64K", "--quiet"])
+        .spawn()
+        .expect("it runs");
+    until("it has begun", || {
+        fs::metadata(&part).is_ok_and(|m| m.len() != 0)
+    });
+    assert_eq!(fs::metadata(&part).expect("the part").mode() & 0o777, 0o600);
+    ended(child).good();
+}
+
 #[test]
 fn what_is_written_honours_the_umask() {
     let (dir, machine, _) = full_disk("");

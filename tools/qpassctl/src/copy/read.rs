@@ -174,7 +174,7 @@ fn to_stream(plan: &Plan<'_>, args: &Read) -> Result<Took, Fail> {
         early: BTreeMap::new(),
     };
     run(plan, 0, Verb::Read, &mut work)?;
-    let finished = work.out.finish();
+    let finished = work.out.sync();
     finished.map_err(|e| work.fail(&e))?;
     Ok(Took {
         copy: begin.elapsed(),
@@ -343,6 +343,8 @@ fn to_file(plan: &Plan<'_>, args: &Read) -> Result<(u64, Took), Fail> {
     let begin = Instant::now();
     let (path, file) = (part.path.clone(), clone(&part)?);
     let fail = |e: io::Error| Fail::file(&path, "write", &e);
+    // Nobody reads the part who may not read the file.
+    place.adopt(&file).map_err(fail)?;
     let mut work = ToFile {
         disk: plan.disk,
         path: &path,

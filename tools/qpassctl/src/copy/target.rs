@@ -125,7 +125,7 @@ impl Target {
         match self {
             Target::Stdout => output::raw(data),
             Target::Stream(path, mut writer) => {
-                let wrote = writer.write(data.to_vec()).and_then(|()| writer.finish());
+                let wrote = writer.write(data.to_vec()).and_then(|()| writer.sync());
                 wrote.map_err(|e| Fail::file(&path, "write", &e))
             }
             Target::File(place, mut file) => {

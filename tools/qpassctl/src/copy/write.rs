@@ -364,9 +364,15 @@ fn from_file(plan: &mut Plan<'_>, args: &Write) -> Result<(u64, u64, Took), Fail
     }
     let copy = begin.elapsed();
     let begin = Instant::now();
-    let meta = file.metadata().map_err(fail)?;
-    if meta.len() != len {
-        let why = format!("{}: it has another length meanwhile", args.file.display());
+    // What is on the disk would be some of both.
+    if source_of(&file.metadata().map_err(fail)?) != source_of(&meta) {
+        if let Some(journal) = &journal {
+            journal.remove();
+        }
+        let why = format!(
+            "{}: it was changed while it was copied",
+            args.file.display()
+        );
         return Err(stopped_short(why).and(format!("{flushed} bytes are on the medium")));
     }
     if args.transfer.verify {
