@@ -37,8 +37,9 @@ EXIT STATUS
   5 the device, or a file, is in use
   130 interrupted; 143, 129: it was sent SIGTERM, SIGHUP
 
-On Linux there is no FreeBSD to talk to: qpassctl loads qpass.ko into a user-mode
-kernel that QPASS_UKERNEL describes, such as 'disk=FILE,size=1G;disk,latency=1ms'."
+On Linux there is no FreeBSD to talk to: qpassctl loads qpass.ko into a
+user-mode kernel that QPASS_UKERNEL describes, such as
+'disk=FILE;disk,size=1G,latency=1ms' (docs/user-mode-disks.md)."
 )]
 pub struct Cli {
     /// Print JSON instead of text; of a failure too
