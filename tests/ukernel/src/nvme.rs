@@ -215,7 +215,7 @@ pub(crate) fn execute(
     map: Option<&Map>,
     blocks: &mut [u8],
     block: usize,
-    identify: &[u8],
+    identify: impl FnOnce() -> Vec<u8>,
 ) -> Result<(), u16> {
     let is_admin = io.func_code == sys::XPT_NVME_ADMIN;
     let len = length(is_admin, &io.command, block)?;
@@ -236,7 +236,7 @@ pub(crate) fn execute(
         let mut page = vec![0; len];
         // CNS 00h is a namespace's data, 01h the controller's.
         if io.command[0] == opcode::IDENTIFY && dword(&io.command, 10) & 0xff == 0 {
-            page = identify.to_vec();
+            page = identify();
             page.resize(len, 0);
         } else if io.command[0] == opcode::IDENTIFY {
             page = controller("QPNVME");

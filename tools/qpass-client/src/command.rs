@@ -555,7 +555,7 @@ impl Command {
     /// What was moved of its data, of which that much is said to be left.
     fn moved(&self, resid: i32) -> usize {
         // Below 0 the device had more; above the length it is nonsense. Either
-        // way all of it was moved (qpass(4), RESIDUALS).
+        // way all of it was moved (qpass(4), COMMANDS).
         let left = usize::try_from(resid).unwrap_or(0);
         self.len.checked_sub(left).unwrap_or(self.len)
     }

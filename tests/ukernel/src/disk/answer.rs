@@ -285,9 +285,8 @@ impl RamDisk {
             }
             _ => {}
         }
-        let identify = self.namespace_data();
         let mut blocks = self.blocks.lock().unwrap();
-        nvme::execute(io, map, &mut blocks, odd.block, &identify)
+        nvme::execute(io, map, &mut blocks, odd.block, || self.namespace_data())
     }
 
     /// READ_MULTIPLE_BLOCK and WRITE_MULTIPLE_BLOCK by block address, and

@@ -179,8 +179,9 @@ impl<'a> Page<'a> {
         if data[1] != page {
             return Err(Bad::OtherPage(data[1]));
         }
-        // The list begins with this very page, and is in order (SPC-6, 7.7.17).
-        let is_list = body.first().is_none_or(|first| *first == 0) && body.is_sorted();
+        // The list begins with this very page, and is in order (SPC-6, 7.7.17); a
+        // device may get one of them wrong.
+        let is_list = body.first().is_none_or(|first| *first == 0) || body.is_sorted();
         if page == 0 && !is_list {
             return Err(Bad::Standard);
         }
@@ -265,6 +266,8 @@ mod tests {
         );
         let list = Page::parse(&[0, 0, 0, 3, 0, 0x80, 0x83], 0, &[]).expect("a list");
         assert_eq!(list.body, [0, 0x80, 0x83]);
+        let list = Page::parse(&[0, 0, 0, 3, 0, 0x83, 0x80], 0, &[]).expect("a list");
+        assert_eq!(list.body, [0, 0x83, 0x80]);
     }
 
     /// Row 33.
