@@ -142,6 +142,36 @@ fn a_deferred_error_of_a_flush_fails_the_copy() {
     }
 }
 
+/// And with what reads the device again to verify it.
+#[test]
+fn a_deferred_error_of_a_read_that_verifies_fails_the_copy() {
+    let script = "on scsi 28 .. 00 00 00 80\n times 1\n sense 71 00 03 00 00 00 00 0a 00 00 00 00 \
+                  0c 00\n";
+    let (dir, machine) = scripted(script, "");
+    let input = path(&dir, "in");
+    fs::write(&input, noise(256 << 10)).expect("a file");
+    let args = [
+        "write", &input, "da0", "--size", "64K", "--verify", "--resume",
+    ];
+    run(&machine, &args).failed(1, &["read 128 blocks at 128", "an earlier write is lost"]);
+    assert!(!Path::new(&path(&dir, "in.qpass0.write.json")).exists());
+    // What goes away is read again.
+    for sign in [
+        "cam CAM_SCSI_BUS_RESET",
+        "sense 70 00 03 00 00 00 00 0a 00 00 00 00 11 00",
+    ] {
+        let script = format!("on scsi 28 .. 00 00 00 80\n times 2\n {sign}\n");
+        let (dir, machine) = scripted(&script, "");
+        let input = path(&dir, "in");
+        fs::write(&input, noise(256 << 10)).expect("a file");
+        run(
+            &machine,
+            &["write", &input, "da0", "--size", "64K", "--verify"],
+        )
+        .good();
+    }
+}
+
 /// A cache that has vanished in a reset is written again, or is said to be lost.
 #[test]
 fn a_reset_takes_back_what_was_not_flushed() {

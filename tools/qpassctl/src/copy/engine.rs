@@ -318,10 +318,15 @@ impl Run<'_, '_> {
         Ok(())
     }
 
+    /// What it sends may tell of writes that are lost.
+    fn is_of_writes(&self) -> bool {
+        matches!(self.verb, Verb::Write | Verb::Verify)
+    }
+
     fn submit(&mut self, index: u64, command: Command) {
         let mut command = command.timeout(self.plan.timeout);
-        // Of a write, CAM's own recovery would forget whose a deferred error is.
-        if self.verb != Verb::Write {
+        // CAM's own recovery would forget a deferred error, which is of a write.
+        if !self.is_of_writes() {
             command = command.recover(TRIES - 1);
         }
         let taken = self.queue.submit(command, index);
@@ -391,8 +396,14 @@ impl Run<'_, '_> {
         };
         let verdict = match &failure {
             None => Verdict::Good,
-            Some(_) if self.verb != Verb::Write => Verdict::Failed,
-            Some(failure) => verdict::of(failure),
+            Some(_) if !self.is_of_writes() => Verdict::Failed,
+            Some(failure) => match verdict::of(failure) {
+                // What is verified was flushed before: it is read again, that is all.
+                Verdict::Reset | Verdict::Failed if self.verb == Verb::Verify => {
+                    Verdict::Again(Duration::ZERO)
+                }
+                verdict => verdict,
+            },
         };
         match (verdict, failure) {
             (Verdict::Good, _) => {

@@ -378,8 +378,8 @@ fn from_file(plan: &mut Plan<'_>, args: &Write) -> Result<(u64, u64, Took), Fail
     if args.transfer.verify {
         let verified = verify(plan, Verb::Verify, &file, &args.file, len);
         verified.map_err(|(failure, _)| {
-            // Whatever a note says is not so.
-            if failure.code == Code::Verify
+            // Whatever a note says is not so, or is not known to be.
+            if matches!(failure.code, Code::Verify | Code::Command)
                 && let Some(journal) = &journal
             {
                 journal.remove();
