@@ -16,7 +16,8 @@ fn main() {
         .flag("-fno-omit-frame-pointer")
         .flag("-fno-common");
     let flags = env::var("DEP_FREEBSD_KERNEL_CFLAGS").expect("sys-bindings gives the flags");
-    for flag in flags.split(' ').filter(|f| *f != "-Wno-everything") {
+    // One a field: a path may have blanks.
+    for flag in flags.split('\x1f').filter(|f| *f != "-Wno-everything") {
         shim.flag(flag);
     }
     shim.flag("-Wall")

@@ -2,9 +2,10 @@
  * SPDX-License-Identifier: BSD-2-Clause
  *
  * Reads the first megabytes of a disk through qpass(4), 32 commands at a time,
- * 16 to a system call, into memory that the device itself writes.
+ * 16 to a system call, into memory that the device itself writes. The disk is
+ * one with SCSI commands, of less than 2^32 blocks.
  *
- *	cc -o example -I/usr/src/qpass/kmod example.c
+ *	cc -o example -I/usr/local/include example.c
  *	./example /dev/qpass0 64
  */
 #include <sys/param.h>
@@ -16,8 +17,10 @@
 #include <cam/cam_ccb.h>
 #include <cam/scsi/scsi_all.h>
 #include <cam/scsi/scsi_message.h>
+#include <cam/scsi/scsi_pass.h>
 
 #include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -29,7 +32,9 @@
 #define	DEPTH		32u
 #define	BATCH		16u
 #define	LENGTH		(128u * 1024)
-#define	BLOCK		512u
+
+static uint32_t block;			/* bytes of one, as the disk says */
+static uint64_t blocks;			/* of the disk */
 
 static union ccb *ccbs;			/* one for each command under way */
 static uint8_t *data;			/* LENGTH bytes for each of them */
@@ -39,7 +44,7 @@ static void
 fill_read(unsigned int slot, unsigned int n)
 {
 	struct ccb_scsiio *csio = &ccbs[slot].csio;
-	uint32_t lba = n * (LENGTH / BLOCK);
+	uint32_t count = LENGTH / block, lba = n * count;
 	uint8_t *cdb = csio->cdb_io.cdb_bytes;
 
 	memset(&ccbs[slot], 0, sizeof(ccbs[slot]));
@@ -57,8 +62,49 @@ fill_read(unsigned int slot, unsigned int n)
 	cdb[3] = (uint8_t)(lba >> 16);
 	cdb[4] = (uint8_t)(lba >> 8);
 	cdb[5] = (uint8_t)lba;
-	cdb[7] = (LENGTH / BLOCK) >> 8;
-	cdb[8] = (LENGTH / BLOCK) & 0xff;
+	cdb[7] = (uint8_t)(count >> 8);
+	cdb[8] = (uint8_t)count;
+}
+
+static uint32_t
+be32(const uint8_t *p)
+{
+	return ((uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 |
+	    (uint32_t)p[2] << 8 | p[3]);
+}
+
+/* READ CAPACITY(10): how many blocks, and of how many bytes. */
+static void
+read_capacity(int fd, const char *name)
+{
+	union ccb ccb;
+	struct ccb_scsiio *csio = &ccb.csio;
+	uint8_t answer[8];
+
+	memset(&ccb, 0, sizeof(ccb));
+	memset(answer, 0, sizeof(answer));
+	csio->ccb_h.func_code = XPT_SCSI_IO;
+	/* A unit attention is no answer: CAM asks again. */
+	csio->ccb_h.flags = CAM_DIR_IN | CAM_DEV_QFRZDIS |
+	    CAM_PASS_ERR_RECOVER;
+	csio->ccb_h.retry_count = 3;
+	csio->ccb_h.timeout = 10000;
+	csio->data_ptr = answer;
+	csio->dxfer_len = sizeof(answer);
+	csio->sense_len = SSD_FULL_SIZE;
+	csio->tag_action = MSG_SIMPLE_Q_TAG;
+	csio->cdb_len = 10;
+	csio->cdb_io.cdb_bytes[0] = READ_CAPACITY;
+	if (ioctl(fd, CAMIOCOMMAND, &ccb) == -1)
+		err(1, "%s: READ CAPACITY", name);
+	if ((ccb.ccb_h.status & CAM_STATUS_MASK) != CAM_REQ_CMP ||
+	    csio->resid != 0)
+		errx(1, "%s: READ CAPACITY: CAM status 0x%" PRIx32, name,
+		    ccb.ccb_h.status);
+	blocks = (uint64_t)be32(answer) + 1;
+	block = be32(answer + 4);
+	if (block == 0 || LENGTH % block != 0)
+		errx(1, "%s: blocks of %" PRIu32 " bytes", name, block);
 }
 
 int
@@ -70,13 +116,20 @@ main(int argc, char *argv[])
 	struct qpass_info info;
 	unsigned int failed, i, next, pieces, reaped, ready, slot, under_way;
 	unsigned int slots[DEPTH];
+	unsigned long megabytes;
+	char *end;
 	int fd;
 
 	if (argc != 3) {
 		fprintf(stderr, "usage: example /dev/qpassN MEGABYTES\n");
 		return (2);
 	}
-	pieces = (unsigned int)strtoul(argv[2], NULL, 10) * 8;
+	errno = 0;
+	megabytes = strtoul(argv[2], &end, 10);
+	if (errno != 0 || end == argv[2] || *end != '\0' || argv[2][0] == '-' ||
+	    megabytes == 0 || megabytes > UINT32_MAX / 16)
+		errx(2, "%s: not a number of megabytes", argv[2]);
+	pieces = (unsigned int)megabytes * ((1024 * 1024) / LENGTH);
 	if ((fd = open(argv[1], O_RDWR)) == -1)
 		err(1, "%s", argv[1]);
 	if (ioctl(fd, QPIOC_INFO, &info) == -1)
@@ -84,6 +137,11 @@ main(int argc, char *argv[])
 	if ((info.features & QPASS_FEATURE_ENTER) == 0 || info.maxio < LENGTH)
 		errx(1, "%s: version %" PRIu32 ", maxio %" PRIu32 ": not enough",
 		    argv[1], info.version, info.maxio);
+
+	read_capacity(fd, argv[1]);
+	if ((uint64_t)pieces * (LENGTH / block) > blocks)
+		errx(1, "%s: has %" PRIu64 " blocks of %" PRIu32 " bytes, less than"
+		    " that", argv[1], blocks, block);
 
 	ccbs = calloc(DEPTH, sizeof(*ccbs));
 	/* Page-aligned, so that not a byte is copied. */

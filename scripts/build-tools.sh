@@ -10,7 +10,6 @@
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
-mkdir -p target/freebsd
 
 die() {
 	echo "build-tools: $*" >&2
@@ -18,20 +17,31 @@ die() {
 }
 
 case $#:${1:-} in
+1:-h | 1:--help) sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0" && exit 0 ;;
 0:* | 2:check) ;;
 *) echo "usage: scripts/build-tools.sh [check RELEASE]" >&2 && exit 2 ;;
 esac
 if [ "${1:-}" = check ]; then
+	grep -q "^$2 " scripts/headers.txt || [ "$(uname -s)" = FreeBSD ] ||
+		die "FreeBSD $2 is not known here: $(awk '{ printf "%s%s", or, $1; or = " or " }' scripts/headers.txt)"
 	[ -d ".deps/freebsd-$2" ] || die "no headers of FreeBSD $2: run scripts/setup.sh"
 fi
+mkdir -p target/freebsd
 
 if [ "$(uname -s)" = FreeBSD ]; then
-	cargo build -q --locked --profile tools -p qpassctl -p qpass-client --bins --examples
-	cp target/tools/qpassctl target/tools/examples/reactor target/freebsd/
+	for name in qpassctl reactor; do
+		cp "$(scripts/built.sh "$name")" target/freebsd/
+	done
 	echo "build-tools: target/freebsd/qpassctl"
 	exit 0
 fi
 
+# One at a time: they share zig and cargo's folder.
+exec 9>target/freebsd/lock
+flock -n 9 || {
+	echo "build-tools: waits for another"
+	flock 9
+}
 read -r release version _ hash <scripts/headers.txt
 zig=$root/.deps/zig
 if [ "$(cat "$zig/stamp" 2>/dev/null)" != "$version" ]; then
@@ -58,7 +68,7 @@ for word; do
 	*) set -- "\$@" "\$word" ;;
 	esac
 done
-PYTHONPATH=$zig/lib exec python3 -m ziglang cc -target x86_64-freebsd.$release.2 "\$@"
+PYTHONPATH=\$(dirname "\$0")/lib exec python3 -m ziglang cc -target x86_64-freebsd.$release.2 "\$@"
 EOF
 chmod +x "$zig/zigcc"
 
@@ -74,6 +84,8 @@ cross() {
 		-p qpassctl -p qpass-client --bins --examples \
 		-Zbuild-std=std,panic_abort --target x86_64-unknown-freebsd
 }
+[ -d "target/freebsd/build/x86_64-unknown-freebsd" ] ||
+	echo "build-tools: compiling Rust's std and qpassctl for FreeBSD, some minutes"
 if [ "${1:-}" = check ]; then
 	cross check "$2"
 	exit 0

@@ -30,7 +30,14 @@ compat32() {
 	rm -f "$program.o"
 }
 
+case ${1:-} in
+-h | --help) sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+esac
 if [ "$(uname -s)" = FreeBSD ]; then
+	# make(1) has no way to quote one.
+	case $root in
+	*[[:space:]]*) die "$root: bsd.kmod.mk does not build in a path with a space" ;;
+	esac
 	make -C kmod
 	mkdir -p target/kmod/host
 	ln -sf "$(make -C kmod -V .OBJDIR)/qpass.ko" target/kmod/host/qpass.ko
@@ -69,10 +76,20 @@ if [ -n "$kind" ]; then
 fi
 release=${1:-14}
 headers=$root/.deps/freebsd-$release
+grep -q "^$release " scripts/headers.txt ||
+	die "FreeBSD $release is not known here: $(awk '{ printf "%s%s", or, $1; or = " or " }' scripts/headers.txt)"
 [ -d "$headers" ] || die "no headers of FreeBSD $release: run scripts/setup.sh"
 osversion=$(cat "$headers/osversion")
 out=$root/target/kmod/freebsd-$release$kind
 mkdir -p "$out"
+# One build of a release at a time: they share cargo's folder and the archives.
+exec 9>"$out/lock"
+flock -n 9 || {
+	echo "build: waits for another build of FreeBSD $release's"
+	flock 9
+}
+[ -d "$out/rust/x86_64-unknown-none" ] ||
+	echo "build: compiling the module and Rust's core for FreeBSD $release, a minute or two"
 
 # Debian's toolchain: it has the sources of core, which rustup's does not.
 env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
@@ -84,6 +101,7 @@ unset QPASS_RUSTFLAGS
 env RUSTC=/usr/bin/rustc QPASS_SYSDIR="$headers" CARGO=/usr/bin/cargo \
 	scripts/rust-staticlib.sh guest "$out/rust" "$out/libguest.a"
 ld.lld-19 -m elf_x86_64_fbsd -static --gc-sections -e _start \
-	-o "$out/guest-init" "$out/libguest.a"
+	-o "$out/guest-init.$$" "$out/libguest.a"
+mv -f "$out/guest-init.$$" "$out/guest-init"
 compat32 clang-19 ld.lld-19 "$out/guest32" -nostdinc -I"$headers/arch" -I"$headers/generic"
 echo "build: ${out#"$root"/}/qpass.ko ($(wc -c <"$out/qpass.ko") bytes, FreeBSD $osversion)"

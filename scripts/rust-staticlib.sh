@@ -16,4 +16,9 @@ CARGO_TARGET_DIR=$target_dir
 export RUSTC_BOOTSTRAP RUSTFLAGS CARGO_TARGET_DIR
 "${CARGO:-cargo}" rustc -q --locked -p "$crate" --lib --release \
 	--crate-type staticlib --target x86_64-unknown-none -Zbuild-std=core
-cp "$target_dir/x86_64-unknown-none/release/lib$crate.a" "$out"
+# Whole or not at all, for who links it meanwhile.
+copy=$(mktemp "$out.XXXXXX")
+trap 'rm -f "$copy"' EXIT
+trap 'exit 1' HUP INT TERM
+cp "$target_dir/x86_64-unknown-none/release/lib$crate.a" "$copy"
+mv -f "$copy" "$out"

@@ -32,10 +32,14 @@ setup_debian() {
 	done
 	if [ -n "$missing" ]; then
 		sudo=
-		[ "$(id -u)" = 0 ] || sudo=sudo
+		if [ "$(id -u)" != 0 ]; then
+			sudo=sudo
+			command -v sudo >/dev/null 2>&1 ||
+				die "missing, and neither root nor sudo to install it; as root: apt-get install$missing"
+		fi
 		echo "setup: installing$missing"
 		$sudo apt-get update -q >/dev/null ||
-			die "apt-get update failed: is the machine on the network?"
+			die "apt-get update failed (is the machine on the network?); to be installed:$missing"
 		# shellcheck disable=SC2086
 		DEBIAN_FRONTEND=noninteractive $sudo apt-get install -q -y \
 			--no-install-recommends $missing >/dev/null ||
@@ -43,6 +47,13 @@ setup_debian() {
 	fi
 	command -v cargo >/dev/null 2>&1 || die "cargo not found: install rustup's stable toolchain"
 	command -v python3 >/dev/null 2>&1 || die "python3 not found"
+	# Another set-up may be at it: then it is ready when that has ended.
+	mkdir -p .deps
+	exec 9>.deps/lock
+	flock -n 9 || {
+		echo "setup: waits for another set-up"
+		flock 9
+	}
 	while read -r release version osversion hash; do
 		headers "$release" "$version" "$osversion" "$hash"
 	done <scripts/headers.txt

@@ -201,7 +201,8 @@ fn main() {
     let headers = Headers::locate(&manifest, &out);
     let cflags = headers.cflags();
     // The qpass crate compiles kmod/shim.c with the same flags.
-    println!("cargo::metadata=cflags={}", cflags.join(" "));
+    // Between them what cargo has between its own: a path may have blanks.
+    println!("cargo::metadata=cflags={}", cflags.join("\x1f"));
     println!("cargo::metadata=clang={}", clang());
     println!("cargo::rustc-env=QPASS_OSVERSION={}", headers.osversion);
 

@@ -68,19 +68,135 @@ fn vm_says_what_it_does_not_understand() {
 fn the_others_do_too() {
     refuses("bench", &[], "usage: scripts/bench");
     let (code, said) = run("build.sh", &["13"]);
+    // What set-up would not help against.
     assert!(
-        code == 1 && said == "build: no headers of FreeBSD 13: run scripts/setup.sh\n",
+        code == 1 && said == "build: FreeBSD 13 is not known here: 14 or 15\n",
         "{said}"
     );
     let (code, said) = run("build-tools.sh", &["check", "13"]);
     assert_eq!(code, 1, "{said}");
-    assert!(
-        said.contains("no headers of FreeBSD 13: run scripts/setup.sh"),
-        "{said}"
-    );
+    assert!(said.contains("FreeBSD 13 is not known here"), "{said}");
     let (code, said) = run("build-tools.sh", &["nonsense"]);
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("usage: scripts/build-tools.sh"), "{said}");
+}
+
+#[test]
+fn each_tells_what_it_does() {
+    for script in ["demo", "test", "bench", "build.sh", "build-tools.sh", "vm"] {
+        let out = Command::new(root().join("scripts").join(script))
+            .arg("--help")
+            .output()
+            .expect("the script runs");
+        let text = String::from_utf8(out.stdout).expect("text");
+        assert!(out.status.success() && out.stderr.is_empty(), "{script}");
+        // Its own words, and none of its commands.
+        assert!(
+            text.lines().count() >= 2 && !text.contains("set -eu"),
+            "{script}: {text}"
+        );
+    }
+    refuses("demo", &["--fast"], "usage: scripts/demo");
+    refuses("test", &["qpass"], "usage: scripts/test");
+}
+
+/// Six links of one module at once, in a folder with a blank in its name.
+#[test]
+fn links_at_once_do_not_meet() {
+    let dir = root().join("target/artifact-test/at once");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).expect("a folder");
+    let (lib, out) = (dir.join("libqpass.a"), dir.join("qpass.ko"));
+    fs::copy(root().join("target/kmod/freebsd-14/libqpass.a"), &lib)
+        .expect("run scripts/build.sh 14");
+    let links: Vec<_> = (0..6)
+        .map(|_| {
+            Command::new(root().join("scripts/link.sh"))
+                .args(["", "-19"])
+                .args([&out, &lib])
+                .spawn()
+                .expect("the script runs")
+        })
+        .collect();
+    for mut link in links {
+        assert!(link.wait().expect("it ends").success());
+    }
+    let made = fs::read(root().join("target/kmod/freebsd-14/qpass.ko")).expect("the module");
+    assert!(fs::read(&out).expect("it is there") == made);
+    let left: Vec<_> = fs::read_dir(&dir).expect("a folder").collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+/// A cargo that says that it built, and where.
+#[test]
+fn what_is_installed_is_what_cargo_built() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = root().join("target/artifact-test/else where");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).expect("a folder");
+    let tool = |name: &str, text: &str| {
+        let path = dir.join(name);
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+        path
+    };
+    let program = tool("qpassctl", "#!/bin/sh\necho completions\n");
+    let said = format!(
+        "{{\"reason\":\"compiler-artifact\",\"executable\":null}}\n\
+         {{\"reason\":\"compiler-artifact\",\"executable\":\"{}\",\"fresh\":true}}\n",
+        program.display()
+    );
+    tool("cargo", &format!("#!/bin/sh\ncat <<'END'\n{said}END\n"));
+    let stage = dir.join("stage");
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").expect("PATH"));
+    let make = |target: &str| {
+        let out = Command::new("make")
+            .current_dir(root().join("tools"))
+            .args([target, "STRIP=", &format!("DESTDIR={}", stage.display())])
+            .env("PATH", &path)
+            .env("CARGO_TARGET_DIR", &dir)
+            .output()
+            .expect("make runs");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+    };
+    make("install");
+    let installed = stage.join("usr/local/sbin/qpassctl");
+    assert_eq!(
+        fs::read(&installed).expect("it is there"),
+        fs::read(&program).expect("ours")
+    );
+    let share = stage.join("usr/local/share");
+    for file in [
+        "qpass/qpassctl.schema.json",
+        "man/man8/qpassctl.8",
+        "zsh/site-functions/_qpassctl",
+    ] {
+        assert!(share.join(file).exists(), "{file}");
+    }
+    make("deinstall");
+    for gone in [
+        installed,
+        share.join("qpass"),
+        share.join("man/man8/qpassctl.8"),
+    ] {
+        assert!(!gone.exists(), "{}", gone.display());
+    }
+}
+
+#[test]
+fn the_modules_makefile_says_what_builds_it_here() {
+    let out = Command::new("make")
+        .arg("-C")
+        .arg(root().join("kmod"))
+        .output()
+        .expect("make runs");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("scripts/build.sh"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
 }
 
 /// What a package has is what the Makefiles install.
@@ -91,6 +207,8 @@ fn the_port_lists_what_is_installed() {
     let makefiles = read("kmod/Makefile") + &read("tools/Makefile");
     for line in plist.lines() {
         let path = line.trim_end_matches(".gz");
+        let path = path.replace("%%PORTEXAMPLES%%%%EXAMPLESDIR%%", "share/examples/qpass");
+        let path = path.as_str();
         let name = Path::new(path)
             .file_name()
             .expect("a name")
@@ -106,6 +224,20 @@ fn the_port_lists_what_is_installed() {
             .into_string()
             .expect("text");
         assert!(plist.contains(&format!("{name}.gz")), "{name}");
+    }
+    // portlint: descriptions of 80 columns, and no prefix written out.
+    let folder = "packaging/port/sysutils/qpass-kmod";
+    let about = read(&format!("{folder}/pkg-descr"));
+    assert!(about.lines().all(|line| line.len() <= 80));
+    let message = read(&format!("{folder}/files/pkg-message.in"));
+    assert!(message.contains("%%EXAMPLESDIR%%") && !message.contains("/usr/local"));
+    for word in [
+        "WWW=",
+        "USE_GITHUB=",
+        "USES=\t\tcargo kmod llvm:build",
+        "STRIP=${STRIP}",
+    ] {
+        assert!(read(&format!("{folder}/Makefile")).contains(word), "{word}");
     }
     let version = read("Cargo.toml");
     let port = read("packaging/port/sysutils/qpass-kmod/Makefile");

@@ -2,13 +2,21 @@
 //! while and out of order if it is told to, and it can be pulled out.
 
 mod answer;
+mod ata;
 mod data;
+mod odd;
+pub mod script;
+mod scripted;
+mod tape;
+mod zones;
 
 pub use data::{PHYSICAL, UNMAPPED};
+pub use odd::{Kind, Odd};
 
 use crate::{
     busdma::{Loaded, Map},
     cam::{self, PathInq, Sim},
+    disk::{tape::Tape, zones::Zones},
     model::{self, Aborts, Io, Model},
     nvme, scsi, sys,
     thread::broken,
@@ -16,7 +24,7 @@ use crate::{
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashSet},
-    fs::File,
+    fs::{File, TryLockError},
     io,
     ops::{Deref, DerefMut},
     path::PathBuf,
@@ -53,6 +61,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// What kind of SIM it is behind.
     pub model: Model,
+    /// What is odd about it.
+    pub odd: Odd,
 }
 
 impl Config {
@@ -80,32 +90,59 @@ impl Default for Config {
             atapi: false,
             file: None,
             model: Model::PLAIN,
+            odd: Odd::NONE,
         }
     }
 }
 
 /// The contents.
 enum Blocks {
-    Memory(Vec<u8>),
-    File(memmap2::MmapMut),
+    Memory(memmap2::MmapMut),
+    /// Mapped; the file stays open, as its lock goes with it.
+    File(memmap2::MmapMut, #[allow(dead_code)] File),
 }
 
 impl Blocks {
     /// # Errors
-    /// Of the file: it is made, or is as long as the disk.
+    /// Of the file: it is made if it is not there, has at least as many bytes as the
+    /// disk, is changed by nothing but writes to the disk, and is no other process's.
     fn new(config: &Config) -> io::Result<Self> {
         let Some(path) = &config.file else {
-            return Ok(Blocks::Memory(vec![0; config.size]));
+            // What is not written takes no memory: it may be larger than the machine's.
+            let mut options = memmap2::MmapOptions::new();
+            options.len(config.size).no_reserve_swap();
+            return Ok(Blocks::Memory(options.map_anon()?));
         };
+        let is_new = !path.exists();
         let file = File::options()
             .read(true)
-            .write(true)
-            .create(true)
+            .write(!config.odd.readonly)
+            .create(!config.odd.readonly)
             .truncate(false)
             .open(path)?;
-        file.set_len(config.size as u64)?;
-        // SAFETY: a disk's file is its own; nobody else is told of it.
-        Ok(Blocks::File(unsafe { memmap2::MmapMut::map_mut(&file)? }))
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::other("another process has it as its disk"),
+            TryLockError::Error(error) => error,
+        })?;
+        let len = file.metadata()?.len();
+        if is_new {
+            file.set_len(config.size as u64)?;
+        } else if len < config.size as u64 {
+            return Err(io::Error::other(format!(
+                "has {len} bytes, and the disk is to have {}",
+                config.size
+            )));
+        }
+        let mut options = memmap2::MmapOptions::new();
+        options.len(config.size);
+        // SAFETY: the file is locked, and its length changes only if others do that.
+        let map = unsafe {
+            match config.odd.readonly {
+                true => options.map_copy(&file),
+                false => options.map_mut(&file),
+            }
+        };
+        Ok(Blocks::File(map?, file))
     }
 }
 
@@ -115,7 +152,7 @@ impl Deref for Blocks {
     fn deref(&self) -> &[u8] {
         match self {
             Blocks::Memory(bytes) => bytes,
-            Blocks::File(bytes) => bytes,
+            Blocks::File(bytes, _) => bytes,
         }
     }
 }
@@ -124,7 +161,7 @@ impl DerefMut for Blocks {
     fn deref_mut(&mut self) -> &mut [u8] {
         match self {
             Blocks::Memory(bytes) => bytes,
-            Blocks::File(bytes) => bytes,
+            Blocks::File(bytes, _) => bytes,
         }
     }
 }
@@ -136,6 +173,10 @@ struct Job {
     load: Load,
     /// It ends as aborted.
     aborted: bool,
+    /// The script's rule for it.
+    rule: Option<usize>,
+    /// When its time is over, where the disk keeps it.
+    expires: Option<Instant>,
 }
 
 /// What a SIM has made of a command's memory before the device gets it.
@@ -202,6 +243,12 @@ pub struct RamDisk {
     /// What it says was not moved by a command that ended well.
     pub residual: Mutex<Option<u32>>,
     own: Weak<RamDisk>,
+    /// Blocks that cannot be read.
+    bad: Mutex<Vec<(u64, u64)>>,
+    tape: Mutex<Tape>,
+    zones: Mutex<Option<Zones>>,
+    /// Commands that it answers until it sticks.
+    answers_left: AtomicU64,
     /// XPT_ABORTs that it answers when it is told, and what.
     unanswered: Mutex<Vec<(usize, sys::cam_status)>>,
     /// The SIM's own lock.
@@ -225,10 +272,35 @@ impl RamDisk {
     /// That of the file.
     pub fn open(serial: &str, config: Config) -> io::Result<Arc<Self>> {
         let threads = config.threads;
-        let blocks = Mutex::new(Blocks::new(&config)?);
+        let blocks = Blocks::new(&config)?;
+        let odd = &config.odd;
+        let zones = match odd.kind {
+            Kind::Zoned(len, conventional) => {
+                let written = match config.file {
+                    Some(_) => &blocks[..],
+                    None => &[],
+                };
+                Some(Zones::of(
+                    written,
+                    config.size,
+                    odd.block,
+                    len,
+                    conventional,
+                ))
+            }
+            _ => None,
+        };
+        let tape = match odd.kind {
+            Kind::Tape if config.file.is_some() => Tape::of(&blocks, odd.block),
+            _ => Tape::default(),
+        };
         let disk = Arc::new_cyclic(|own| RamDisk {
             own: own.clone(),
-            blocks,
+            blocks: Mutex::new(blocks),
+            bad: Mutex::new(config.odd.bad.clone()),
+            tape: Mutex::new(tape),
+            zones: Mutex::new(zones),
+            answers_left: AtomicU64::new(config.odd.sticks.unwrap_or(u64::MAX)),
             config,
             serial: serial.into(),
             jobs: Mutex::default(),
@@ -258,7 +330,33 @@ impl RamDisk {
                 .spawn(move || disk.serve())
                 .expect("a thread");
         }
+        if disk.config.odd.keeps_time {
+            let disk = disk.clone();
+            let watch = std::thread::Builder::new().name(format!("sim {serial} time"));
+            watch.spawn(move || disk.keep_time()).expect("a thread");
+        }
         Ok(disk)
+    }
+
+    /// Ends what takes too long, as a controller does.
+    fn keep_time(&self) {
+        while !self.pulled.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+            let now = Instant::now();
+            let mut over = Vec::new();
+            self.jobs.lock().unwrap().retain(|Reverse(job)| {
+                let is_over = job.expires.is_some_and(|end| end <= now);
+                if is_over {
+                    over.push(job.ccb);
+                }
+                !is_over
+            });
+            for ccb in over {
+                let ccb = ccb as *mut sys::ccb;
+                self.forget(ccb);
+                cam::done_with(ccb, sys::CAM_CMD_TIMEOUT, true);
+            }
+        }
     }
 
     /// Answers the XPT_ABORTs that wait for this; how many there were.
@@ -296,14 +394,23 @@ impl RamDisk {
     /// Lets a stuck disk answer again.
     pub fn unstick(&self) {
         self.stuck.store(false, Ordering::SeqCst);
-        let _jobs = self.jobs.lock().unwrap();
+        self.answers_left.store(u64::MAX, Ordering::SeqCst);
+        let mut jobs = self.jobs.lock().unwrap();
+        // What a script leaves without an answer gets one.
+        let mut all = core::mem::take(&mut *jobs).into_vec();
+        for Reverse(job) in &mut all {
+            job.due = job.due.min(Instant::now());
+        }
+        *jobs = all.into();
         self.work.notify_all();
     }
 
     /// Whether it answers nothing: a stuck disk still gives back what a silent
     /// abort has ended.
     fn is_stuck(&self, jobs: &BinaryHeap<Reverse<Job>>) -> bool {
-        self.stuck.load(Ordering::SeqCst) && jobs.peek().is_none_or(|Reverse(job)| !job.aborted)
+        let stuck =
+            self.stuck.load(Ordering::SeqCst) || self.answers_left.load(Ordering::SeqCst) == 0;
+        stuck && jobs.peek().is_none_or(|Reverse(job)| !job.aborted)
     }
 
     fn serve(&self) {
@@ -324,6 +431,9 @@ impl RamDisk {
                 }
                 Some(_) => {
                     let Reverse(job) = jobs.pop().expect("peeked");
+                    let left = |n: u64| (n != u64::MAX).then(|| n.saturating_sub(1));
+                    let all = Ordering::SeqCst;
+                    let _ = self.answers_left.fetch_update(all, all, left);
                     drop(jobs);
                     self.answer(job, pulled);
                     self.jobs.lock().unwrap()
@@ -363,6 +473,9 @@ impl RamDisk {
             _ => None,
         };
         let good = match hdr.func_code {
+            _ if job.rule.is_some() => {
+                self.answer_scripted(ccb, job.rule, io.as_ref(), map.as_ref())
+            }
             // SAFETY: the CCB is what its opcode says.
             sys::XPT_SCSI_IO | sys::XPT_CONT_TARGET_IO => unsafe {
                 self.answer_scsi(&mut (*ccb).csio, map.as_ref())
@@ -433,7 +546,59 @@ impl RamDisk {
     }
 }
 
+/// Longer than anybody waits.
+const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
 impl RamDisk {
+    /// Its standard INQUIRY data.
+    fn standard(&self) -> Vec<u8> {
+        let odd = &self.config.odd;
+        if let Some(data) = odd.script.as_ref().and_then(|script| script.inquiry()) {
+            return data.to_vec();
+        }
+        let mut data = scsi::standard_inquiry().to_vec();
+        data[0] = odd.device_type();
+        if odd.kind == Kind::Tape {
+            data[1] = 0x80;
+            data[16..32].copy_from_slice(b"RAM TAPE        ");
+        }
+        data
+    }
+
+    /// Its Identify Namespace data.
+    fn namespace_data(&self) -> Vec<u8> {
+        let block = self.config.odd.block;
+        let usual = || nvme::namespace_of(self.config.size / block, block);
+        let other = self.identify.lock().unwrap().clone();
+        let mut data = other.unwrap_or_else(usual);
+        if let Some(script) = &self.config.odd.script {
+            script.change_namespace(&mut data);
+        }
+        data
+    }
+
+    /// The script's rule for a command.
+    fn rule(&self, io: &Io) -> Option<usize> {
+        let script = self.config.odd.script.as_ref()?;
+        let kind = match io.func_code {
+            sys::XPT_SCSI_IO => script::Kind::Scsi,
+            sys::XPT_ATA_IO => script::Kind::Ata,
+            sys::XPT_NVME_IO => script::Kind::Nvme,
+            sys::XPT_NVME_ADMIN => script::Kind::Admin,
+            _ => return None,
+        };
+        let mut command = io.command;
+        if kind == script::Kind::Ata {
+            // Without CAM's flags: command, features, LBA 7:0, 15:8, 23:16, device, count.
+            let [_, command_register, features, low, mid, high, device, ..] = io.command;
+            let count = io.command[11];
+            let registers = [command_register, features, low, mid, high, device, count];
+            command = [0; 64];
+            command[..7].copy_from_slice(&registers);
+        }
+        script.rule(kind, &command)
+    }
+
     /// Answers an XPT_ABORT as virtio_scsi(4) does, with the SIM's lock held
     /// until it is through with the CCB.
     fn read_on(self: &RamDisk, ccb: usize, status: sys::cam_status, long: Duration) {
@@ -463,6 +628,12 @@ impl RamDisk {
 fn private(ccb: *mut sys::ccb) -> usize {
     // SAFETY: a CCB that CAM has given to the SIM, or is about to.
     unsafe { (*ccb).ccb_h.sim_priv.entries[0].field as usize }
+}
+
+/// A CCB's timeout, in milliseconds.
+fn timeout_of(ccb: *mut sys::ccb) -> u32 {
+    // SAFETY: the CCB is the SIM's until it is done.
+    unsafe { (*ccb).ccb_h.timeout }
 }
 
 fn set_private(ccb: *mut sys::ccb, block: usize) {
@@ -542,22 +713,37 @@ impl Sim for RamDisk {
         let share = (order.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32;
         let jitter = (self.config.jitter.as_nanos() as u64 * u64::from(share)) >> 24;
         let mut load = Load::Direct;
+        let mut due = Instant::now() + self.config.latency + Duration::from_nanos(jitter);
+        let mut rule = None;
         if let Some(io) = Io::of(ccb) {
             self.config.model.check(&io);
             *self.last_io.lock().unwrap() = Some(io);
             load = self.load(&io, false);
+            rule = self.rule(&io);
         }
+        if let Some(rule) = rule.and_then(|rule| Some(self.config.odd.script.as_ref()?.at(rule))) {
+            due += rule.after.unwrap_or(Duration::ZERO);
+            if rule.hangs {
+                due += FOR_EVER;
+            }
+        }
+        let timeout = timeout_of(ccb);
+        let has_time = self.config.odd.keeps_time
+            && !matches!(timeout, sys::CAM_TIME_DEFAULT | sys::CAM_TIME_INFINITY);
+        let expires = has_time.then(|| Instant::now() + Duration::from_millis(timeout.into()));
         let lock = self.lock.lock().unwrap();
         if self.config.model.aborts == Aborts::FollowsPrivate {
             self.blocks_of_control.lock().unwrap().insert(ccb as usize);
             set_private(ccb, ccb as usize);
         }
         self.jobs.lock().unwrap().push(Reverse(Job {
-            due: Instant::now() + self.config.latency + Duration::from_nanos(jitter),
+            due,
             order,
             ccb: ccb as usize,
             load,
             aborted: false,
+            rule,
+            expires,
         }));
         drop(lock);
         self.work.notify_one();
@@ -579,7 +765,7 @@ impl Sim for RamDisk {
             } else {
                 0
             },
-            transport: if self.config.sata {
+            transport: if self.config.sata || self.config.odd.ata {
                 sys::XPORT_SATA
             } else if self.config.model.is_nvme {
                 sys::XPORT_NVME
@@ -602,19 +788,32 @@ impl Sim for RamDisk {
     }
 
     fn namespace(&self) -> Option<Vec<u8>> {
-        let blocks = self.config.size / scsi::BLOCK;
-        let usual = || nvme::namespace(blocks);
-        let other = self.identify.lock().unwrap().clone();
         let is_nvme = self.config.model.is_nvme;
-        is_nvme.then(|| other.unwrap_or_else(usual))
+        is_nvme.then(|| self.namespace_data())
+    }
+
+    fn controller(&self) -> Option<Vec<u8>> {
+        let is_nvme = self.config.model.is_nvme;
+        is_nvme.then(|| nvme::controller(&self.serial))
+    }
+
+    fn identify(&self) -> Option<Vec<u8>> {
+        self.config.odd.ata.then(|| self.identify_data())
     }
 
     fn inquiry(&self) -> [u8; 36] {
-        scsi::standard_inquiry()
+        let data = self.standard();
+        std::array::from_fn(|i| data.get(i).copied().unwrap_or(0))
     }
 
     fn serial(&self) -> &str {
         &self.serial
+    }
+
+    fn is_ordinary(&self) -> bool {
+        let odd = &self.config.odd;
+        let is_disk = odd.kind == Kind::Disk && odd.block == scsi::BLOCK && odd.bad.is_empty();
+        is_disk && odd.script.is_none()
     }
 
     fn pull(&self) {

@@ -23,6 +23,7 @@ pub(crate) mod opcode {
     pub const CREATE_CQ: u8 = 0x05;
     pub const IDENTIFY: u8 = 0x06;
     pub const SET_FEATURES: u8 = 0x09;
+    pub const GET_FEATURES: u8 = 0x0a;
     pub const FORMAT_NVM: u8 = 0x80;
     pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
 }
@@ -32,6 +33,8 @@ pub(crate) mod status {
     pub const INVALID_OPCODE: u16 = 0x01;
     pub const LBA_OUT_OF_RANGE: u16 = 0x80;
     pub const PRP_OFFSET_INVALID: u16 = 0x13;
+    pub const WRITE_PROTECTED: u16 = 0x20;
+    pub const UNRECOVERED_READ: u16 = 0x281;
 }
 
 /// COMPARE FAILURE, of the media errors.
@@ -86,11 +89,11 @@ fn allowed() -> bool {
 }
 
 /// Bytes that a command moves, whatever the CCB says.
-fn length(is_admin: bool, command: &[u8; 64]) -> Result<usize, u16> {
+fn length(is_admin: bool, command: &[u8; 64], block: usize) -> Result<usize, u16> {
     match (is_admin, command[0]) {
         (false, 0) => Ok(0),
         (false, opcode::WRITE | opcode::READ | opcode::COMPARE) => {
-            Ok(((dword(command, 12) & 0xffff) as usize + 1) * BLOCK)
+            Ok(((dword(command, 12) & 0xffff) as usize + 1) * block)
         }
         (false, opcode::DATASET_MANAGEMENT) => Ok(((dword(command, 10) & 0xff) as usize + 1) * 16),
         (true, opcode::IDENTIFY) => Ok(PAGE),
@@ -98,7 +101,7 @@ fn length(is_admin: bool, command: &[u8; 64]) -> Result<usize, u16> {
             let dwords = dword(command, 10) >> 16 | dword(command, 11) << 16;
             Ok((dwords as usize).saturating_add(1) * 4)
         }
-        (true, opcode::SET_FEATURES | opcode::FORMAT_NVM) => Ok(0),
+        (true, opcode::SET_FEATURES | opcode::FORMAT_NVM | opcode::GET_FEATURES) => Ok(0),
         (true, opcode::CREATE_SQ | opcode::CREATE_CQ | opcode::DOORBELL_BUFFER_CONFIG)
             if allowed() =>
         {
@@ -205,10 +208,17 @@ fn check_inside(map: &Map, at: usize, len: usize) {
     }
 }
 
-/// Carries out a command of `blocks`; the error is its status.
-pub(crate) fn execute(io: &Io, map: Option<&Map>, blocks: &mut [u8]) -> Result<(), u16> {
+/// Carries out a command of `blocks`, of so many bytes each, in a namespace with such
+/// Identify data; the error is its status.
+pub(crate) fn execute(
+    io: &Io,
+    map: Option<&Map>,
+    blocks: &mut [u8],
+    block: usize,
+    identify: impl FnOnce() -> Vec<u8>,
+) -> Result<(), u16> {
     let is_admin = io.func_code == sys::XPT_NVME_ADMIN;
-    let len = length(is_admin, &io.command)?;
+    let len = length(is_admin, &io.command, block)?;
     if len == 0 {
         return Ok(());
     }
@@ -226,9 +236,10 @@ pub(crate) fn execute(io: &Io, map: Option<&Map>, blocks: &mut [u8]) -> Result<(
         let mut page = vec![0; len];
         // CNS 00h is a namespace's data, 01h the controller's.
         if io.command[0] == opcode::IDENTIFY && dword(&io.command, 10) & 0xff == 0 {
-            page = namespace(blocks.len() / BLOCK);
+            page = identify();
+            page.resize(len, 0);
         } else if io.command[0] == opcode::IDENTIFY {
-            page[24..38].copy_from_slice(b"QPASS RAM DISK");
+            page = controller("QPNVME");
         }
         let mut from = &page[..];
         for (at, part) in pages {
@@ -241,7 +252,7 @@ pub(crate) fn execute(io: &Io, map: Option<&Map>, blocks: &mut [u8]) -> Result<(
         return Ok(());
     }
     let lba = u64::from_le_bytes(io.command[40..48].try_into().expect("8 bytes"));
-    let start = usize::try_from(lba).ok().and_then(|n| n.checked_mul(BLOCK));
+    let start = usize::try_from(lba).ok().and_then(|n| n.checked_mul(block));
     let range = start.and_then(|start| blocks.get_mut(start..start.checked_add(len)?));
     let mut rest = range.ok_or(status::LBA_OUT_OF_RANGE)?;
     for (at, part) in pages {
@@ -260,11 +271,26 @@ pub(crate) fn execute(io: &Io, map: Option<&Map>, blocks: &mut [u8]) -> Result<(
 /// Identify Namespace data (NVM Express NVM Command Set Specification): the size
 /// in blocks, and one format, of blocks of 512 bytes.
 pub fn namespace(blocks: usize) -> Vec<u8> {
+    namespace_of(blocks, BLOCK)
+}
+
+/// Identify Controller data (NVM Express Base Specification 2.0, 5.17.2.1).
+pub fn controller(serial: &str) -> Vec<u8> {
+    let mut data = vec![0; PAGE];
+    data[4..72].fill(b' ');
+    for (at, text) in [(4, serial), (24, "QPASS RAM DISK"), (64, "0001")] {
+        data[at..at + text.len()].copy_from_slice(text.as_bytes());
+    }
+    data
+}
+
+/// The same, of blocks of a size that is a power of two.
+pub fn namespace_of(blocks: usize, block: usize) -> Vec<u8> {
     let mut data = vec![0; PAGE];
     for field in [0, 8, 16] {
         data[field..field + 8].copy_from_slice(&(blocks as u64).to_le_bytes());
     }
     // LBAF0's LBADS, a power of two.
-    data[130] = BLOCK.trailing_zeros() as u8;
+    data[130] = block.trailing_zeros() as u8;
     data
 }

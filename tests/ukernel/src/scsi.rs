@@ -15,10 +15,29 @@ pub type Answer = Result<usize, Sense>;
 
 /// A disk as SCSI sees it.
 pub struct Disk<'a> {
-    /// Its contents, a multiple of [`BLOCK`].
+    /// Its contents, a multiple of `block`.
     pub blocks: &'a mut [u8],
     /// Its serial number, ASCII.
     pub serial: &'a str,
+    /// Bytes of a block.
+    pub block: usize,
+    /// Its standard INQUIRY data.
+    pub standard: &'a [u8],
+}
+
+/// The blocks that READ, WRITE, WRITE AND VERIFY or VERIFY is of: the first, and how
+/// many (SBC-4).
+pub fn range(cdb: &[u8; 16]) -> Option<(u64, u64)> {
+    Some(match cdb[0] {
+        0x08 | 0x0a => {
+            let blocks = if cdb[4] == 0 { 256 } else { u64::from(cdb[4]) };
+            (be(&cdb[1..4]) & 0x1f_ffff, blocks)
+        }
+        0x28 | 0x2a | 0x2e | 0x2f => (be(&cdb[2..6]), be(&cdb[7..9])),
+        0xa8 | 0xaa | 0xae | 0xaf => (be(&cdb[2..6]), be(&cdb[6..10])),
+        0x88 | 0x8a | 0x8e | 0x8f => (be(&cdb[2..10]), be(&cdb[10..14])),
+        _ => return None,
+    })
 }
 
 /// Whether a CDB is READ, WRITE or WRITE AND VERIFY, of any length (SBC-4).
@@ -66,19 +85,20 @@ impl Disk<'_> {
                 be(&cdb[6..10]) as usize,
                 &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             ),
-            0x08 | 0x0a => {
-                let blocks = if cdb[4] == 0 { 256 } else { u64::from(cdb[4]) };
-                self.transfer(be(&cdb[1..4]) & 0x1f_ffff, blocks, data)
-            }
-            0x28 | 0x2a | 0x2e => self.transfer(be(&cdb[2..6]), be(&cdb[7..9]), data),
-            0xa8 | 0xaa | 0xae => self.transfer(be(&cdb[2..6]), be(&cdb[6..10]), data),
-            0x88 | 0x8a | 0x8e => self.transfer(be(&cdb[2..10]), be(&cdb[10..14]), data),
-            _ => Err(INVALID_OPCODE),
+            // VERIFY(10), (12) and (16), without data.
+            0x2f | 0xaf | 0x8f => match range(&cdb) {
+                Some((lba, count)) if lba.saturating_add(count) <= self.count() => Ok(0),
+                _ => Err(LBA_OUT_OF_RANGE),
+            },
+            _ => match range(&cdb) {
+                Some((lba, count)) => self.transfer(lba, count, data),
+                None => Err(INVALID_OPCODE),
+            },
         }
     }
 
     fn count(&self) -> u64 {
-        (self.blocks.len() / BLOCK) as u64
+        (self.blocks.len() / self.block) as u64
     }
 
     fn transfer(&mut self, lba: u64, count: u64, data: Data<'_>) -> Answer {
@@ -86,7 +106,7 @@ impl Disk<'_> {
         if end > self.count() {
             return Err(LBA_OUT_OF_RANGE);
         }
-        let range = &mut self.blocks[lba as usize * BLOCK..end as usize * BLOCK];
+        let range = &mut self.blocks[lba as usize * self.block..end as usize * self.block];
         match data {
             Data::None if count == 0 => Ok(0),
             Data::None => Err(INVALID_FIELD_IN_CDB),
@@ -107,14 +127,18 @@ impl Disk<'_> {
         let last = u32::try_from(self.count() - 1).unwrap_or(u32::MAX);
         let mut reply_data = [0; 8];
         reply_data[..4].copy_from_slice(&last.to_be_bytes());
-        reply_data[4..].copy_from_slice(&(BLOCK as u32).to_be_bytes());
+        reply_data[4..].copy_from_slice(&(self.block as u32).to_be_bytes());
         reply(data, 8, &reply_data)
     }
 
     fn read_capacity_16(&self, cdb: &[u8], data: Data<'_>) -> Answer {
         let mut reply_data = [0; 32];
         reply_data[..8].copy_from_slice(&(self.count() - 1).to_be_bytes());
-        reply_data[8..12].copy_from_slice(&(BLOCK as u32).to_be_bytes());
+        reply_data[8..12].copy_from_slice(&(self.block as u32).to_be_bytes());
+        // RC BASIS of a host-managed disk (ZBC-2): the whole disk.
+        if self.standard.first() == Some(&0x14) {
+            reply_data[12] = 0x10;
+        }
         reply(data, be(&cdb[10..14]) as usize, &reply_data)
     }
 
@@ -124,7 +148,7 @@ impl Disk<'_> {
             if cdb[2] != 0 {
                 return Err(INVALID_FIELD_IN_CDB);
             }
-            return reply(data, allocated, &standard_inquiry());
+            return reply(data, allocated, self.standard);
         }
         let page = match cdb[2] {
             0x00 => vec![0x00, 0x80, 0x83],
@@ -138,7 +162,8 @@ impl Disk<'_> {
             }
             _ => return Err(INVALID_FIELD_IN_CDB),
         };
-        let mut whole = vec![0, cdb[2], 0, page.len() as u8];
+        let first = self.standard.first().copied().unwrap_or(0);
+        let mut whole = vec![first, cdb[2], 0, page.len() as u8];
         whole.extend(page);
         reply(data, allocated, &whole)
     }
@@ -189,6 +214,8 @@ mod tests {
         Disk {
             blocks,
             serial: "S1",
+            block: BLOCK,
+            standard: &[0; 36],
         }
     }
 

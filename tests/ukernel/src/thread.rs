@@ -22,6 +22,9 @@ pub(crate) fn vmspace() -> *mut std::ffi::c_void {
 /// The number of the one process.
 pub const PID: i32 = 4711;
 
+/// That of threads which begin from now on; [`PID`] unless it was set.
+pub static OWN_PID: AtomicI32 = AtomicI32::new(PID);
+
 /// Whether the console is also printed, not only kept.
 pub static CONSOLE_ECHO: AtomicBool = AtomicBool::new(false);
 static CONSOLE: Mutex<String> = Mutex::new(String::new());
@@ -62,7 +65,7 @@ impl Thread {
             )
         };
         process.p_sysent = Box::into_raw(vector);
-        process.p_pid = PID;
+        process.p_pid = OWN_PID.load(Ordering::Relaxed);
         process.p_vmspace = vmspace().cast();
         kernel.td_proc = Box::into_raw(process);
         pcpu.pc_curthread = &mut *kernel;
@@ -84,6 +87,12 @@ impl Thread {
     /// The `struct thread`.
     pub fn as_ptr(&self) -> *mut sys::thread {
         (&raw const *self.kernel).cast_mut()
+    }
+
+    /// Makes it a thread of the process of that number.
+    pub fn set_pid(&self, pid: i32) {
+        // SAFETY: enter() made it, and only this thread uses it.
+        unsafe { (*self.kernel.td_proc).p_pid = pid };
     }
 
     /// Makes the thread's process a 32-bit one, or not.

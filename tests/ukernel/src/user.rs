@@ -6,6 +6,9 @@ use conform::sys::Access;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::{c_int, c_void},
+    fs::File,
+    io,
+    os::fd::AsRawFd,
     sync::RwLock,
 };
 
@@ -40,10 +43,69 @@ pub fn map(len: usize) -> *mut u8 {
     at.cast()
 }
 
+/// A file's bytes at an address that is free, shared with who maps it too; with a
+/// page behind it that nothing else gets.
+///
+/// # Errors
+/// mmap(2)'s: such as that there is something already.
+pub fn attach(file: &File, at: usize, len: usize) -> io::Result<()> {
+    let parts = [
+        (
+            at,
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+        ),
+        (
+            at + len,
+            PAGE,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+        ),
+    ];
+    for (at, len, protection, flags, fd) in parts {
+        let flags = flags | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: nothing that is there is replaced.
+        let got = unsafe { libc::mmap(at as *mut c_void, len, protection, flags, fd, 0) };
+        if got == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        if got as usize != at {
+            // A kernel that does not know the flag.
+            // SAFETY: just mapped.
+            unsafe { libc::munmap(got, len) };
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+    }
+    Ok(())
+}
+
+/// Lets go of what [`attach`] has mapped in a process that is no kernel.
+///
+/// # Safety
+/// The memory came from it, with that length, and is not used any more.
+pub unsafe fn detach(at: usize, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { libc::munmap(at as *mut c_void, len + PAGE) };
+}
+
+/// The same memory as another process's, which the kernel may use for it.
+///
+/// # Errors
+/// Those of [`attach`].
+pub fn map_shared(file: &File, at: usize, len: usize) -> io::Result<()> {
+    attach(file, at, len)?;
+    GUARDS.write().unwrap().insert(at + len);
+    MAPPED.write().unwrap().insert(at, (len, Access::Write));
+    Ok(())
+}
+
 /// munmap(2).
 ///
 /// # Safety
-/// The memory came from [`map`] and is not used any more.
+/// The memory came from [`map`] or [`map_shared`] and is not used any more.
 pub unsafe fn unmap(at: *mut u8, len: usize) {
     let gone = at as usize..at as usize + len;
     MAPPED

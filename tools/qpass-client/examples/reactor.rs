@@ -6,8 +6,8 @@
 #[cfg(target_os = "freebsd")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use polling::{Event, Events, Poller};
-    use qpass_client::{Command, Device, Method, kernel};
-    use std::time::Duration;
+    use qpass_client::{Command, Device, Method, Queue, kernel};
+    use std::time::{Duration, Instant};
 
     let kernel = kernel()?;
     let poller = Poller::new()?;
@@ -28,13 +28,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut events = Events::new();
     while queues.iter().any(|queue| queue.in_flight() != 0) {
         events.clear();
-        poller.wait(&mut events, None)?;
-        for event in events.iter() {
-            let queue = &mut queues[event.key];
-            for done in queue.reap(0, Duration::ZERO)? {
-                println!("{} {}: {:?}", queue.device().name(), done.tag, done.result);
+        // A write that met a busy disk is sent again in a while, and wakes nobody.
+        let due = queues.iter().filter_map(Queue::due).min();
+        let wait = due.map(|at| at.saturating_duration_since(Instant::now()));
+        poller.wait(&mut events, wait)?;
+        let now = Instant::now();
+        for (key, queue) in queues.iter_mut().enumerate() {
+            let is_readable = events.iter().any(|event| event.key == key);
+            if !is_readable && queue.due().is_none_or(|due| due > now) {
+                continue;
             }
-            poller.modify(&*queue, Event::readable(event.key))?;
+            for done in queue.reap(0, Duration::ZERO)? {
+                let name = queue.device().name();
+                match done.result {
+                    Ok(outcome) => println!("{name} {}: {} bytes", done.tag, outcome.moved),
+                    Err(failure) => println!("{name} {}: {failure}", done.tag),
+                }
+            }
+            poller.modify(&*queue, Event::readable(key))?;
         }
     }
     for queue in &queues {

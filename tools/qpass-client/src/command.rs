@@ -4,9 +4,10 @@
 //! command, so nothing can be freed or looked at too early.
 
 use crate::{
-    error::{CamStatus, CommandError, DeviceStatus},
+    decode::{ata, nvme, sense::Sense},
+    error::CamStatus,
     kernel::Buffer,
-    sense::Sense,
+    outcome::{CommandError, DeviceStatus, Outcome},
 };
 use core::time::Duration;
 use sys_bindings as sys;
@@ -55,6 +56,18 @@ pub struct NvmeEntry {
     pub cdw: [u32; 6],
 }
 
+/// In which order a SCSI device carries out what it has (SAM-6, 8.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attribute {
+    /// SIMPLE: in any order.
+    #[default]
+    Simple,
+    /// ORDERED: behind all that came before, and before all that comes behind.
+    Ordered,
+    /// HEAD OF QUEUE: before all others.
+    HeadOfQueue,
+}
+
 /// One command.
 #[derive(Debug)]
 pub struct Command {
@@ -62,8 +75,15 @@ pub struct Command {
     direction: Option<Direction>,
     len: usize,
     timeout: Duration,
-    retries: u32,
+    retries: u16,
     recover: bool,
+    attribute: Attribute,
+    /// ATA: the registers are wanted, where there is data too.
+    wants_registers: bool,
+    /// Tries that are left, where it is the library that sends it again.
+    tries: u32,
+    /// What the device said of tries that were followed by another.
+    earlier: Vec<Sense>,
     /// At least as long as `len`: it cannot be changed for another.
     pub(crate) buffer: Option<Buffer>,
 }
@@ -77,6 +97,10 @@ impl Command {
             timeout: Duration::from_secs(30),
             retries: 0,
             recover: false,
+            attribute: Attribute::Simple,
+            wants_registers: false,
+            tries: 0,
+            earlier: Vec::new(),
             buffer: None,
         }
     }
@@ -122,7 +146,15 @@ impl Command {
     /// # Panics
     /// When the buffer is shorter.
     pub fn data(mut self, direction: Direction, buffer: Buffer, len: usize) -> Self {
-        assert!(len <= buffer.len() && u32::try_from(len).is_ok());
+        assert!(
+            len <= buffer.len(),
+            "{len} bytes of data do not fit in a buffer of {}",
+            buffer.len()
+        );
+        assert!(
+            u32::try_from(len).is_ok(),
+            "{len} bytes of data are more than a CCB can say"
+        );
         self.direction = Some(direction).filter(|_| len != 0);
         self.len = len;
         self.buffer = Some(buffer);
@@ -139,16 +171,41 @@ impl Command {
         self.buffer
     }
 
-    /// How long the device may take; else 30 seconds.
+    /// How long the device may take; else 30 seconds. CAM counts milliseconds: a
+    /// part of one counts as one, and 49 days are the most.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Lets the driver recover from errors as the disk's own driver would, with
-    /// so many retries: a UNIT ATTENTION is not reported then.
+    /// Has it sent again when it ends with an error that goes away, as the disk's
+    /// own driver would, so many times at most: a UNIT ATTENTION, a busy device, a
+    /// transport's error.
+    ///
+    /// Commands with data from the device, and those of ATA and NVMe, are recovered by
+    /// CAM, in the driver: CAM_PASS_ERR_RECOVER in pass(4). A SCSI command that
+    /// writes, or has no data, such as SYNCHRONIZE CACHE, is sent again by the
+    /// library, for CAM sends a command again when the sense data are of an earlier
+    /// one, and nobody hears that a write was lost. Such an error ends the command,
+    /// see [`Outcome::is_deferred`]; what earlier tries said is in
+    /// [`Outcome::earlier`].
     pub fn recover(mut self, retries: u32) -> Self {
-        (self.recover, self.retries) = (true, retries);
+        self.recover = true;
+        self.retries = u16::try_from(retries).unwrap_or(u16::MAX);
+        self.tries = retries;
+        self
+    }
+
+    /// In which order a SCSI device carries it out; else [`Attribute::Simple`].
+    pub fn attribute(mut self, attribute: Attribute) -> Self {
+        self.attribute = attribute;
+        self
+    }
+
+    /// Of an ATA command with data: its registers are wanted too. Those of one
+    /// without data always are.
+    pub fn want_registers(mut self) -> Self {
+        self.wants_registers = true;
         self
     }
 
@@ -192,7 +249,8 @@ impl Command {
     }
 
     /// READ(10) or READ(16), whichever the address wants: `blocks` blocks into
-    /// the first `len` bytes of the buffer.
+    /// the first `len` bytes of the buffer, which have to be as many as the blocks
+    /// have; [`Disk::read`](crate::Disk::read) sees to that, and to the command.
     pub fn read(lba: u64, blocks: u32, buffer: Buffer, len: usize) -> Self {
         Command::cdb(&read_write_cdb(false, lba, blocks)).data(Direction::In, buffer, len)
     }
@@ -205,6 +263,27 @@ impl Command {
     /// SYNCHRONIZE CACHE(10), all of it.
     pub fn synchronize_cache() -> Self {
         Command::cdb(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]).timeout(Duration::from_secs(120))
+    }
+
+    /// READ(16).
+    pub fn read_16(lba: u64, blocks: u32, buffer: Buffer, len: usize) -> Self {
+        Command::cdb(&cdb_16(0x88, lba, blocks)).data(Direction::In, buffer, len)
+    }
+
+    /// WRITE(16).
+    pub fn write_16(lba: u64, blocks: u32, buffer: Buffer, len: usize) -> Self {
+        Command::cdb(&cdb_16(0x8a, lba, blocks)).data(Direction::Out, buffer, len)
+    }
+
+    /// SYNCHRONIZE CACHE(16), all of it.
+    pub fn synchronize_cache_16() -> Self {
+        Command::cdb(&cdb_16(0x91, 0, 0)).timeout(Duration::from_secs(120))
+    }
+
+    /// REPORT ZONES (ZBC-2), all kinds, from the zone of `lba` on.
+    pub fn report_zones(lba: u64, buffer: Buffer) -> Self {
+        let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        Command::cdb(&cdb_16(0x95, lba, len)).data_in(buffer)
     }
 
     /// MODE SENSE(10), the current values of a page.
@@ -247,6 +326,22 @@ impl Command {
         Command::ata(ata_transfer(0x35, lba, blocks), true).data(Direction::Out, buffer, len)
     }
 
+    /// READ DMA, of 28 bits: 1 to 256 blocks.
+    ///
+    /// # Panics
+    /// When the blocks are more, or beyond 28 bits.
+    pub fn ata_read_28(lba: u64, blocks: u16, buffer: Buffer, len: usize) -> Self {
+        Command::ata(ata_transfer_28(0xc8, lba, blocks), true).data(Direction::In, buffer, len)
+    }
+
+    /// WRITE DMA, of 28 bits: 1 to 256 blocks.
+    ///
+    /// # Panics
+    /// When the blocks are more, or beyond 28 bits.
+    pub fn ata_write_28(lba: u64, blocks: u16, buffer: Buffer, len: usize) -> Self {
+        Command::ata(ata_transfer_28(0xca, lba, blocks), true).data(Direction::Out, buffer, len)
+    }
+
     /// FLUSH CACHE EXT.
     pub fn ata_flush() -> Self {
         let registers = Registers {
@@ -257,7 +352,28 @@ impl Command {
         Command::ata(registers, false).timeout(Duration::from_secs(120))
     }
 
-    /// CHECK POWER MODE.
+    /// FLUSH CACHE.
+    pub fn ata_flush_28() -> Self {
+        let registers = Registers {
+            command: 0xe7,
+            ..Registers::default()
+        };
+        Command::ata(registers, false).timeout(Duration::from_secs(120))
+    }
+
+    /// SMART RETURN STATUS: the answer is in the registers, LBA bits 23:8, which are
+    /// c24fh if all is well and 2cf4h if a threshold is exceeded (ACS-4, 7.44.8).
+    pub fn ata_smart_status() -> Self {
+        let registers = Registers {
+            command: 0xb0,
+            features: 0xda,
+            lba: 0xc2_4f00,
+            ..Registers::default()
+        };
+        Command::ata(registers, false)
+    }
+
+    /// CHECK POWER MODE: the answer is in the registers, the count.
     pub fn ata_check_power() -> Self {
         let registers = Registers {
             command: 0xe5,
@@ -301,6 +417,16 @@ impl Command {
         Command::nvme(entry, true).data_in(buffer)
     }
 
+    /// Get Features, current values: the answer is dword 0, see [`Outcome::nvme`].
+    pub fn nvme_get_features(feature: u8, nsid: u32) -> Self {
+        let entry = NvmeEntry {
+            opcode: 0x0a,
+            nsid,
+            cdw: [u32::from(feature), 0, 0, 0, 0, 0],
+        };
+        Command::nvme(entry, true)
+    }
+
     /// Read of 1 to 65536 blocks.
     pub fn nvme_read(nsid: u32, lba: u64, blocks: u32, buffer: Buffer, len: usize) -> Self {
         Command::nvme(nvme_transfer(2, nsid, lba, blocks), false).data(Direction::In, buffer, len)
@@ -340,11 +466,11 @@ impl Command {
                 Some(Direction::In) => sys::CAM_DIR_IN,
                 Some(Direction::Out) => sys::CAM_DIR_OUT,
             } | sys::CAM_DEV_QFRZDIS;
-            if self.recover {
+            if self.recover && !self.is_sent_again() {
                 hdr.flags |= sys::CAM_PASS_ERR_RECOVER;
+                hdr.retry_count = self.retries;
             }
-            hdr.retry_count = self.retries as u16;
-            hdr.timeout = u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX);
+            hdr.timeout = milliseconds(self.timeout);
             hdr.periph_priv.entries[0].field = slot;
             match self.protocol {
                 Protocol::Scsi { cdb, len } => {
@@ -355,7 +481,11 @@ impl Command {
                     io.sense_len = size_of::<sys::scsi_sense_data>() as u8;
                     io.cdb_len = len;
                     io.cdb_io.cdb_bytes = cdb;
-                    io.tag_action = sys::MSG_SIMPLE_Q_TAG as u8;
+                    io.tag_action = match self.attribute {
+                        Attribute::Simple => sys::MSG_SIMPLE_Q_TAG,
+                        Attribute::Ordered => sys::MSG_ORDERED_Q_TAG,
+                        Attribute::HeadOfQueue => sys::MSG_HEAD_OF_Q_TAG,
+                    } as u8;
                 }
                 Protocol::Ata { registers, dma } => {
                     hdr.func_code = sys::XPT_ATA_IO;
@@ -369,7 +499,7 @@ impl Command {
                     let cmd = &mut io.cmd;
                     cmd.flags = flag(registers.is_48bit, sys::CAM_ATAIO_48BIT)
                         | flag(dma, sys::CAM_ATAIO_DMA)
-                        | flag(self.direction.is_none(), sys::CAM_ATAIO_NEEDRESULT);
+                        | flag(self.has_registers(), sys::CAM_ATAIO_NEEDRESULT);
                     cmd.command = registers.command;
                     (cmd.features, cmd.features_exp) = (features[0], features[1]);
                     (cmd.lba_low, cmd.lba_mid, cmd.lba_high) = (lba[0], lba[1], lba[2]);
@@ -396,21 +526,95 @@ impl Command {
         }
     }
 
-    /// How a completed CCB ended: the bytes that were moved, or why it failed.
-    pub(crate) fn outcome(&self, ccb: &sys::ccb) -> Result<usize, CommandError> {
+    /// ATA: registers come with the completion, whatever its status.
+    fn has_registers(&self) -> bool {
+        self.direction.is_none() || self.wants_registers
+    }
+
+    /// Whether its completion is more than a status and a residual even if it ended
+    /// well: then its CCB has to be written back.
+    pub(crate) fn wants_ccb(&self) -> bool {
+        match self.protocol {
+            // What disks are read and written with answers nothing else.
+            Protocol::Scsi { cdb, .. } => !matches!(
+                cdb[0],
+                0x00 | 0x08 | 0x0a | 0x28 | 0x2a | 0x35 | 0x88 | 0x8a | 0x91 | 0xa8 | 0xaa
+            ),
+            Protocol::Ata { .. } => self.has_registers(),
+            Protocol::Nvme { entry, admin } => {
+                admin || !matches!(entry.opcode, 0x00 | 0x01 | 0x02 | 0x05 | 0x08 | 0x09)
+            }
+        }
+    }
+
+    /// Whether it is the library that sends it again after an error.
+    fn is_sent_again(&self) -> bool {
+        matches!(self.protocol, Protocol::Scsi { .. }) && self.direction != Some(Direction::In)
+    }
+
+    /// What was moved of its data, of which that much is said to be left.
+    fn moved(&self, resid: i32) -> usize {
+        // Below 0 the device had more; above the length it is nonsense. Either
+        // way all of it was moved (qpass(4), COMMANDS).
+        let left = usize::try_from(resid).unwrap_or(0);
+        self.len.checked_sub(left).unwrap_or(self.len)
+    }
+
+    /// How one ended well whose CCB was not written back.
+    pub(crate) fn good(&mut self, resid: u32, scsi_status: u8) -> Outcome {
+        let resid = resid as i32;
+        Outcome {
+            moved: self.moved(resid),
+            residual: resid,
+            cam: CamStatus(sys::CAM_REQ_CMP),
+            device: match self.protocol {
+                Protocol::Scsi { .. } => DeviceStatus::Scsi {
+                    status: scsi_status,
+                    sense: None,
+                    unknown: Vec::new(),
+                },
+                _ => DeviceStatus::None,
+            },
+            earlier: core::mem::take(&mut self.earlier),
+        }
+    }
+
+    /// How a completed CCB ended, and whether that is a failure.
+    pub(crate) fn outcome(&mut self, ccb: &sys::ccb) -> Result<Outcome, CommandError> {
         // SAFETY: unions of plain data.
+        let mut outcome = unsafe { self.decoded(ccb) };
+        outcome.earlier = core::mem::take(&mut self.earlier);
+        match outcome.is_success() {
+            true => Ok(outcome),
+            false => Err(CommandError(Box::new(outcome))),
+        }
+    }
+
+    /// # Safety
+    /// The CCB is a completed one of this command.
+    unsafe fn decoded(&self, ccb: &sys::ccb) -> Outcome {
+        // SAFETY: the caller's promise: the union is what the opcode says.
         unsafe {
             let cam = CamStatus(ccb.ccb_h.status);
+            let code = cam.code();
             let resid = match self.protocol {
-                Protocol::Scsi { .. } => ccb.csio.resid,
-                Protocol::Ata { .. } => ccb.ataio.resid,
-                Protocol::Nvme { .. } => 0,
+                Protocol::Scsi { .. } => ccb.csio.resid as i32,
+                Protocol::Ata { .. } => ccb.ataio.resid as i32,
+                // There is none: all or nothing.
+                Protocol::Nvme { .. } if cam.is_good() => 0,
+                Protocol::Nvme { .. } => self.len as i32,
             };
-            if cam.is_good() {
-                return Ok(self.len.saturating_sub(resid as usize));
-            }
-            let device = match (self.protocol, cam.code()) {
-                (Protocol::Scsi { .. }, sys::CAM_SCSI_STATUS_ERROR) => {
+            let got_there = matches!(
+                code,
+                sys::CAM_REQ_CMP
+                    | sys::CAM_SCSI_STATUS_ERROR
+                    | sys::CAM_ATA_STATUS_ERROR
+                    | sys::CAM_NVME_STATUS_ERROR
+                    | sys::CAM_AUTOSENSE_FAIL
+                    | sys::CAM_DATA_RUN_ERR
+            );
+            let device = match self.protocol {
+                Protocol::Scsi { .. } if got_there => {
                     let io = &ccb.csio;
                     let given = usize::from(io.sense_len.saturating_sub(io.sense_resid));
                     let data = core::slice::from_raw_parts(
@@ -418,26 +622,127 @@ impl Command {
                         given.min(size_of::<sys::scsi_sense_data>()),
                     );
                     let is_valid = cam.0 & sys::CAM_AUTOSNS_VALID != 0;
+                    let data = if is_valid { data } else { &[] };
+                    let sense = Sense::parse(data).map(Box::new);
                     DeviceStatus::Scsi {
                         status: io.scsi_status,
-                        sense: Sense::parse(data).filter(|_| is_valid),
+                        unknown: match sense {
+                            Some(_) => Vec::new(),
+                            None => data.to_vec(),
+                        },
+                        sense,
                     }
                 }
-                (Protocol::Ata { .. }, sys::CAM_ATA_STATUS_ERROR) => DeviceStatus::Ata {
-                    status: ccb.ataio.res.status,
-                    error: ccb.ataio.res.error,
+                Protocol::Ata { .. }
+                    if code == sys::CAM_ATA_STATUS_ERROR
+                        || code == sys::CAM_REQ_CMP && self.has_registers() =>
+                {
+                    DeviceStatus::Ata(registers(&ccb.ataio.res, self.is_48bit()))
+                }
+                Protocol::Nvme { .. } if got_there => DeviceStatus::Nvme {
+                    status: nvme::Status::parse(u16::from_le(ccb.nvmeio.cpl.status)),
+                    dword0: u32::from_le(ccb.nvmeio.cpl.cdw0),
                 },
-                (Protocol::Nvme { .. }, sys::CAM_NVME_STATUS_ERROR) => {
-                    let status = u16::from_le(ccb.nvmeio.cpl.status);
-                    DeviceStatus::Nvme {
-                        sct: (status >> 9 & 7) as u8,
-                        sc: (status >> 1) as u8,
-                    }
-                }
                 _ => DeviceStatus::None,
             };
-            Err(CommandError { cam, device })
+            Outcome {
+                // What a SIM leaves in it says nothing when nothing came back.
+                moved: if got_there { self.moved(resid) } else { 0 },
+                residual: if got_there { resid } else { self.len as i32 },
+                cam,
+                device,
+                earlier: Vec::new(),
+            }
         }
+    }
+
+    /// How long it may take.
+    pub(crate) fn patience(&self) -> Duration {
+        self.timeout
+    }
+
+    /// It is not sent again.
+    pub(crate) fn give_up(&mut self) {
+        self.tries = 0;
+    }
+
+    fn is_48bit(&self) -> bool {
+        matches!(self.protocol, Protocol::Ata { registers, .. } if registers.is_48bit)
+    }
+
+    /// Whether it is to be sent again after this failure, and after how long: its
+    /// tries are counted, and what the device said is kept.
+    pub(crate) fn again(&mut self, error: &CommandError) -> Option<Duration> {
+        if self.tries == 0 || !self.is_sent_again() || error.is_deferred() {
+            self.tries = 0;
+            return None;
+        }
+        let wait = match (&error.device, error.cam.code()) {
+            (_, sys::CAM_REQUEUE_REQ | sys::CAM_SCSI_BUS_RESET | sys::CAM_BDR_SENT) => {
+                Duration::ZERO
+            }
+            (_, sys::CAM_BUSY | sys::CAM_RESRC_UNAVAIL | sys::CAM_SCSI_BUSY) => BUSY,
+            (
+                _,
+                sys::CAM_CMD_TIMEOUT
+                | sys::CAM_UNCOR_PARITY
+                | sys::CAM_UNEXP_BUSFREE
+                | sys::CAM_AUTOSENSE_FAIL,
+            ) => Duration::ZERO,
+            // BUSY and TASK SET FULL (SAM-6).
+            (
+                DeviceStatus::Scsi {
+                    status: 0x08 | 0x28,
+                    ..
+                },
+                _,
+            ) => BUSY,
+            (
+                DeviceStatus::Scsi {
+                    sense: Some(sense), ..
+                },
+                _,
+            ) => match (sense.key, sense.asc, sense.ascq) {
+                (0x2, 0x04, 0x01) => BUSY,
+                (0x3 | 0x4 | 0x6 | 0xb, ..) => Duration::ZERO,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        self.tries -= 1;
+        self.earlier = error.0.earlier.clone();
+        self.earlier.extend(error.sense().cloned());
+        Some(wait)
+    }
+}
+
+/// How long a busy device is left alone: cam_periph_error(9) waits as long.
+const BUSY: Duration = Duration::from_millis(500);
+
+/// `ccb_h.timeout`: 0 and all bits set mean something else, CAM_TIME_DEFAULT and
+/// CAM_TIME_INFINITY.
+fn milliseconds(timeout: Duration) -> u32 {
+    let all = timeout.as_nanos().div_ceil(1_000_000);
+    u32::try_from(all)
+        .unwrap_or(u32::MAX)
+        .clamp(1, u32::MAX - 1)
+}
+
+fn registers(res: &sys::ata_res, is_48bit: bool) -> ata::Status {
+    let high = |b: u8| if is_48bit { u64::from(b) } else { 0 };
+    ata::Status {
+        status: res.status,
+        error: res.error,
+        count: u16::from(res.sector_count) | (high(res.sector_count_exp) as u16) << 8,
+        lba: u64::from(res.lba_low)
+            | u64::from(res.lba_mid) << 8
+            | u64::from(res.lba_high) << 16
+            | high(res.lba_low_exp) << 24
+            | high(res.lba_mid_exp) << 32
+            | high(res.lba_high_exp) << 40,
+        device: res.device,
+        is_48bit,
+        source: ata::Source::Controller,
     }
 }
 
@@ -456,14 +761,17 @@ pub(crate) fn read_write_cdb(write: bool, lba: u64, blocks: u32) -> Vec<u8> {
             cdb.push(0);
             cdb
         }
-        _ => {
-            let mut cdb = vec![if write { 0x8a } else { 0x88 }, 0];
-            cdb.extend(lba.to_be_bytes());
-            cdb.extend(blocks.to_be_bytes());
-            cdb.extend([0, 0]);
-            cdb
-        }
+        _ => cdb_16(if write { 0x8a } else { 0x88 }, lba, blocks).to_vec(),
     }
+}
+
+/// An operation code, a byte, an address, a count, two bytes.
+fn cdb_16(opcode: u8, lba: u64, count: u32) -> [u8; 16] {
+    let mut cdb = [0; 16];
+    cdb[0] = opcode;
+    cdb[2..10].copy_from_slice(&lba.to_be_bytes());
+    cdb[10..14].copy_from_slice(&count.to_be_bytes());
+    cdb
 }
 
 fn ata_transfer(command: u8, lba: u64, blocks: u16) -> Registers {
@@ -474,6 +782,22 @@ fn ata_transfer(command: u8, lba: u64, blocks: u16) -> Registers {
         // LBA mode.
         device: 0x40,
         is_48bit: true,
+        ..Registers::default()
+    }
+}
+
+fn ata_transfer_28(command: u8, lba: u64, blocks: u16) -> Registers {
+    assert!(
+        (1..=256).contains(&blocks) && lba.saturating_add(blocks.into()) <= 1 << 28,
+        "{blocks} blocks at {lba} are not for a command of 28 bits"
+    );
+    Registers {
+        command,
+        lba: lba & 0xff_ffff,
+        // 256 is 0.
+        count: blocks & 0xff,
+        // LBA mode, and the address's upper bits.
+        device: 0x40 | (lba >> 24) as u8,
         ..Registers::default()
     }
 }
@@ -506,5 +830,107 @@ mod tests {
         let long = read_write_cdb(true, 0x1_0000_0000, 1);
         assert_eq!(long, [0x8a, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
         assert_eq!(read_write_cdb(false, 0, 0x1_0000)[0], 0x88);
+    }
+
+    /// E2, and row 36 of the field's cases.
+    #[test]
+    fn a_timeout_is_rounded_up_and_never_a_special_value() {
+        for (time, ms) in [
+            (Duration::ZERO, 1),
+            (Duration::from_micros(100), 1),
+            (Duration::from_micros(1001), 2),
+            (Duration::from_secs(2340), 2_340_000),
+            (Duration::from_secs(1200 * 3600), sys::CAM_TIME_INFINITY - 1),
+            (Duration::MAX, sys::CAM_TIME_INFINITY - 1),
+        ] {
+            assert_eq!(milliseconds(time), ms, "{time:?}");
+        }
+    }
+
+    /// Row 34.
+    #[test]
+    fn a_residual_below_zero_says_that_all_was_moved() {
+        let mut command = Command::cdb(&[0x12, 0, 0, 0, 36, 0]);
+        command.len = 36;
+        for (resid, moved) in [(-60i32, 36), (0, 36), (30, 6), (36, 0), (37, 36)] {
+            let good = command.good(resid as u32, 0);
+            assert_eq!((good.moved, good.residual), (moved, resid));
+        }
+    }
+
+    /// Whatever a SIM leaves in a CCB: no more is moved than there is, and it has words.
+    #[test]
+    fn no_ccb_makes_it_panic() {
+        let mut noise = 0x2545_f491_4f6c_dd1du64;
+        let mut next = || {
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            noise
+        };
+        let statuses = [
+            sys::CAM_REQ_CMP,
+            sys::CAM_SCSI_STATUS_ERROR | sys::CAM_AUTOSNS_VALID,
+            sys::CAM_ATA_STATUS_ERROR,
+            sys::CAM_NVME_STATUS_ERROR,
+            sys::CAM_DATA_RUN_ERR,
+        ];
+        let entry = NvmeEntry::default();
+        for i in 0..3000 {
+            // SAFETY: plain data, all of which may be zero.
+            let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
+            let words = size_of::<sys::ccb>() / 8;
+            // SAFETY: a union of plain data, of which every byte may be anything.
+            let raw =
+                unsafe { core::slice::from_raw_parts_mut((&raw mut ccb).cast::<u64>(), words) };
+            raw.iter_mut().for_each(|word| *word = next());
+            ccb.ccb_h.status = statuses[i % statuses.len()];
+            for mut command in [
+                Command::cdb(&[0x12, 0, 0, 0, 36, 0]),
+                Command::ata(Registers::default(), false),
+                Command::nvme(entry, true),
+            ] {
+                command.len = 36;
+                let ended = command.recover(2).outcome(&ccb);
+                let outcome = ended.unwrap_or_else(CommandError::into_outcome);
+                assert!(outcome.moved <= 36 && !outcome.to_string().is_empty());
+            }
+        }
+    }
+
+    /// Row 27: ACS-4.
+    #[test]
+    fn an_address_of_28_bits_is_in_two_places() {
+        let registers = ata_transfer_28(0xc8, 0xabc_def0, 256);
+        assert_eq!((registers.device, registers.lba), (0x4a, 0xbc_def0));
+        assert_eq!((registers.count, registers.is_48bit), (0, false));
+    }
+
+    /// Rows 12 to 14: CAM sends a command again that tells of another.
+    #[test]
+    fn cam_is_not_asked_to_recover_what_writes() {
+        // SAFETY: plain data.
+        let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
+        let mut flags = |command: Command| {
+            command.recover(70_000).fill(&mut ccb, 0);
+            // SAFETY: a union of plain data.
+            unsafe {
+                (
+                    ccb.ccb_h.flags & sys::CAM_PASS_ERR_RECOVER,
+                    ccb.ccb_h.retry_count,
+                )
+            }
+        };
+        assert_eq!(flags(Command::synchronize_cache()), (0, 0));
+        let read = Command {
+            direction: Some(Direction::In),
+            ..Command::cdb(&[0x28; 10])
+        };
+        assert_eq!(flags(read), (sys::CAM_PASS_ERR_RECOVER, u16::MAX));
+        let write = Command {
+            direction: Some(Direction::Out),
+            ..Command::cdb(&[0x2a; 10])
+        };
+        assert_eq!(flags(write), (0, 0));
     }
 }

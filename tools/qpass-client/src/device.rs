@@ -3,12 +3,17 @@
 use crate::{
     command::Command,
     errno::Errno,
-    error::{CommandError, Error},
+    error::{Error, Failure},
     kernel::{Buffer, Kernel},
     open::Open,
+    outcome::{CommandError, Outcome},
     queue::{Method, Queue},
 };
-use std::sync::Arc;
+use core::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 use sys_bindings as sys;
 
 bitflags::bitflags! {
@@ -190,19 +195,75 @@ impl Device {
     }
 
     /// Sends a command and waits for it (CAMIOCOMMAND): the command, with its
-    /// data, and the bytes that were moved, or why it failed.
+    /// data, and how it ended.
     ///
     /// # Errors
     /// The driver's: E2BIG (longer than it takes), EINVAL, EPERM, ENXIO (the device
     /// has gone).
-    #[allow(clippy::type_complexity)]
-    pub fn run(&self, command: Command) -> Result<(Command, Result<usize, CommandError>), Error> {
-        // SAFETY: plain data.
-        let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
-        command.fill(&mut ccb, 0);
-        let ccb = self.open.ask("command", sys::QPC_CAMIOCOMMAND, ccb)?;
-        let outcome = command.outcome(&ccb);
-        Ok((command, outcome))
+    pub fn run(&self, mut command: Command) -> Result<(Command, Ended), Error> {
+        loop {
+            // SAFETY: plain data.
+            let mut ccb: sys::ccb = unsafe { core::mem::zeroed() };
+            command.fill(&mut ccb, 0);
+            let ccb = self.open.ask("command", sys::QPC_CAMIOCOMMAND, ccb)?;
+            let ended = command.outcome(&ccb);
+            match ended.as_ref().err().and_then(|error| command.again(error)) {
+                Some(wait) => std::thread::sleep(wait),
+                None => return Ok((command, ended)),
+            }
+        }
+    }
+
+    /// As [`run`](Self::run), until `stop` says that it is to end: it is asked every
+    /// 200 ms, and whenever a signal comes; then the command is taken back from the
+    /// device, and ends as aborted where the controller can. It goes through a queue
+    /// of its own, unless this open has one; then it is run, and `stop` not asked.
+    ///
+    /// # Errors
+    /// The driver's, as of [`queue`](Self::queue); ECANCELED: `stop` said so before the
+    /// driver had room for it; EINTR: `stop` said so, and the controller does not give
+    /// it back; EAGAIN: a limit left no room for it in ten seconds, or the time that
+    /// it may take.
+    pub fn run_until(
+        &self,
+        command: Command,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(Command, Ended), Error> {
+        if self.open.has_queue.load(Ordering::SeqCst) {
+            return self.run(command);
+        }
+        let method = if self.is_qpass {
+            Method::Enter
+        } else {
+            Method::Queue
+        };
+        let mut queue = self.queue(1, method)?;
+        let room_by = Instant::now() + command.patience().min(NO_ROOM);
+        // It has room for one.
+        let _ = queue.submit(command, 0);
+        let mut tries = 0;
+        loop {
+            if let Some(done) = queue.reap(1, Duration::from_millis(200))?.pop() {
+                let ended = match done.result {
+                    Ok(outcome) => Ok(outcome),
+                    Err(Failure::Failed(error)) => Err(error),
+                    Err(Failure::Refused(errno)) => return Err(self.open.error("command", errno)),
+                    Err(Failure::Lost) => return Err(self.open.error("command", Errno::ENXIO)),
+                };
+                return Ok((done.command, ended));
+            }
+            if !stop() {
+                if Instant::now() >= room_by && queue.take_staged().is_some() {
+                    return Err(self.open.error("command", Errno::EAGAIN));
+                }
+                continue;
+            }
+            // pass(4) cannot; a controller may not.
+            if queue.cancel().is_err() || tries == 5 {
+                return Err(self.open.error("command", Errno::EINTR));
+            }
+            tries += 1;
+        }
     }
 
     /// The queue of this open, of `depth` commands.
@@ -214,6 +275,12 @@ impl Device {
         Queue::new(self.clone(), depth, method)
     }
 }
+
+/// How long a single command waits for room in the driver.
+const NO_ROOM: Duration = Duration::from_secs(10);
+
+/// How a command ended: carried out, or not; both have all that there is to know.
+pub type Ended = Result<Outcome, CommandError>;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! What can go wrong: a system call, or a command.
 
-use crate::{errno::Errno, sense::Sense};
+use crate::{errno::Errno, outcome::CommandError};
 use core::fmt;
 use sys_bindings as sys;
 
@@ -22,6 +22,18 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// There is no kernel to talk to: why, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoKernel(pub String);
+
+impl fmt::Display for NoKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoKernel {}
 
 /// `ccb_h.status`, with its flags.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,134 +136,12 @@ impl fmt::Display for CamStatus {
     }
 }
 
-/// What the device said of a command that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceStatus {
-    /// Nothing, or the command did not get there.
-    None,
-    /// The status byte (SAM-6), and sense data.
-    Scsi {
-        /// SCSI status.
-        status: u8,
-        /// Decoded sense data.
-        sense: Option<Sense>,
-    },
-    /// The status and the error register (ACS-4).
-    Ata {
-        /// Status.
-        status: u8,
-        /// Error.
-        error: u8,
-    },
-    /// The status field of the completion (NVM Express 2.0).
-    Nvme {
-        /// Status code type.
-        sct: u8,
-        /// Status code.
-        sc: u8,
-    },
-}
-
-/// A command failed: CAM's word on it, and the device's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CommandError {
-    /// CAM status.
-    pub cam: CamStatus,
-    /// The device's.
-    pub device: DeviceStatus,
-}
-
-impl CommandError {
-    /// The sense data, if there are any.
-    pub fn sense(&self) -> Option<Sense> {
-        match self.device {
-            DeviceStatus::Scsi { sense, .. } => sense,
-            _ => None,
-        }
-    }
-}
-
-/// SAM-6, table 32.
-fn scsi_status(status: u8) -> &'static str {
-    match status {
-        0x00 => "GOOD",
-        0x02 => "CHECK CONDITION",
-        0x04 => "CONDITION MET",
-        0x08 => "BUSY",
-        0x18 => "RESERVATION CONFLICT",
-        0x28 => "TASK SET FULL",
-        0x30 => "ACA ACTIVE",
-        0x40 => "TASK ABORTED",
-        _ => "unknown status",
-    }
-}
-
-/// NVM Express 2.0, figures 96 to 103: the common ones.
-fn nvme_status(sct: u8, sc: u8) -> &'static str {
-    match (sct, sc) {
-        (0, 0x01) => "invalid command opcode",
-        (0, 0x02) => "invalid field in command",
-        (0, 0x04) => "data transfer error",
-        (0, 0x05) => "aborted due to power loss",
-        (0, 0x06) => "internal error",
-        (0, 0x07) => "abort requested",
-        (0, 0x0b) => "invalid namespace or format",
-        (0, 0x20) => "namespace is write protected",
-        (0, 0x80) => "LBA out of range",
-        (0, 0x81) => "capacity exceeded",
-        (0, 0x82) => "namespace not ready",
-        (1, 0x09) => "invalid log page",
-        (1, 0x80) => "conflicting attributes",
-        (2, 0x80) => "write fault",
-        (2, 0x81) => "unrecovered read error",
-        (2, 0x85) => "compare failure",
-        (2, 0x86) => "access denied",
-        _ => "unknown status",
-    }
-}
-
-impl fmt::Display for CommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.cam)?;
-        match self.device {
-            DeviceStatus::None => Ok(()),
-            DeviceStatus::Scsi { status, sense } => {
-                if status != 0 {
-                    write!(f, ": {}", scsi_status(status))?;
-                }
-                match sense {
-                    Some(sense) => write!(f, ": {sense}"),
-                    None => Ok(()),
-                }
-            }
-            DeviceStatus::Ata { status, error } => {
-                write!(f, ": status {status:#04x}, error {error:#04x}")?;
-                let why = [
-                    (0x80, "interface CRC error"),
-                    (0x40, "uncorrectable data"),
-                    (0x10, "address not found"),
-                    (0x04, "command aborted"),
-                ];
-                match why.iter().find(|(bit, _)| error & bit != 0) {
-                    Some((_, text)) => write!(f, " {text}"),
-                    None => Ok(()),
-                }
-            }
-            DeviceStatus::Nvme { sct, sc } => {
-                write!(f, ": type {sct:x}h code {sc:02x}h {}", nvme_status(sct, sc))
-            }
-        }
-    }
-}
-
-impl std::error::Error for CommandError {}
-
 /// How a command failed that was given to a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The driver did not take it.
     Refused(Errno),
-    /// It was sent, or cancelled, and did not end with CAM_REQ_CMP.
+    /// It was sent, or cancelled, and was not carried out.
     Failed(CommandError),
     /// The device has gone and its completion with it.
     Lost,

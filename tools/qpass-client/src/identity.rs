@@ -1,6 +1,7 @@
 //! What a device is, as CAM knows it, and which there are.
 
 use crate::{
+    decode::text,
     device::Device,
     errno::Errno,
     error::Error,
@@ -36,6 +37,9 @@ pub struct Identity {
     /// Peripheral device type (SPC-5): 0 a disk, 1 a tape, 5 a CD, 8 a changer,
     /// 13 an enclosure.
     pub device_type: u8,
+    /// Peripheral qualifier (SPC-6): 0, or there is no such unit, see
+    /// [`absence`](crate::decode::inquiry::absence).
+    pub qualifier: u8,
     /// Vendor; of an ATA or an NVMe device, empty.
     pub vendor: String,
     /// Product, or model.
@@ -50,17 +54,6 @@ pub struct Identity {
     pub controller: String,
     /// The longest transfer of the controller, in bytes.
     pub maxio: u32,
-}
-
-/// The program's view of pass(4)'s and qpass(4)'s text fields.
-fn text(bytes: &[u8]) -> String {
-    let printable = |b: &u8| match *b {
-        0x20..=0x7e => char::from(*b),
-        _ => ' ',
-    };
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    let all: String = bytes[..end].iter().map(printable).collect();
-    all.trim().to_owned()
 }
 
 fn c_text(name: &[core::ffi::c_char]) -> String {
@@ -115,6 +108,7 @@ impl Device {
                 other => Protocol::Other(other),
             },
             device_type: 0,
+            qualifier: 0,
             vendor: String::new(),
             product: String::new(),
             revision: String::new(),
@@ -128,6 +122,7 @@ impl Device {
                 // SAFETY: plain bytes, longer than the standard data's strings.
                 let data: &[u8; 36] = unsafe { &*(&raw const dev.inq_data).cast() };
                 identity.device_type = data[0] & 0x1f;
+                identity.qualifier = data[0] >> 5;
                 identity.vendor = text(&data[8..16]);
                 identity.product = text(&data[16..32]);
                 identity.revision = text(&data[32..36]);

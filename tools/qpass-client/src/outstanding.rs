@@ -28,6 +28,8 @@ pub enum Cancel {
     Open(u64),
     /// One request: its open, and its number.
     Request(u64, u64),
+    /// One of this open, by its CCB's address.
+    Ccb(u64),
 }
 
 /// Where a request is.
@@ -77,13 +79,14 @@ impl Device {
     pub fn cancel(&self, which: Cancel) -> Result<Cancelled, Error> {
         // SAFETY: plain data.
         let mut call: sys::qpass_cancel = unsafe { core::mem::zeroed() };
-        if which != Cancel::Own {
+        if !matches!(which, Cancel::Own | Cancel::Ccb(_)) {
             call.flags = sys::QPASS_CANCEL_DEVICE;
         }
         match which {
             Cancel::Own | Cancel::All => {}
             Cancel::Open(open) => call.open = open,
             Cancel::Request(open, number) => (call.open, call.number) = (open, number),
+            Cancel::Ccb(ccb) => call.ccb = ccb,
         }
         let call = self.open.ask("QPIOC_CANCEL", sys::QPC_QPIOC_CANCEL, call)?;
         Ok(Cancelled {

@@ -12,7 +12,8 @@ use crate::{
     errno::Errno,
     error::{Error, Failure},
     kernel::Memory,
-    outstanding::Cancel,
+    outcome::Outcome,
+    outstanding::{Cancel, Cancelled},
 };
 use core::time::Duration;
 use std::{
@@ -39,8 +40,8 @@ pub struct Completion {
     pub tag: u64,
     /// The command, with its data.
     pub command: Command,
-    /// The bytes that were moved, or why it failed.
-    pub result: Result<usize, Failure>,
+    /// What was moved, and what the device said; or why it failed.
+    pub result: Result<Outcome, Failure>,
 }
 
 enum Slot {
@@ -49,6 +50,14 @@ enum Slot {
     Staged(Command, u64),
     /// The kernel has it.
     Sent(Command, u64),
+}
+
+/// How many submissions are tried at a time, once one met a limit: those that were
+/// reaped since have made room, and a few more.
+#[derive(Clone, Copy)]
+struct Budget {
+    room: usize,
+    more: usize,
 }
 
 /// See the module's page.
@@ -61,6 +70,14 @@ pub struct Queue {
     free: Vec<usize>,
     staged: VecDeque<usize>,
     sent: usize,
+    /// Those that are staged again at a time, after an error.
+    later: Vec<(Instant, usize)>,
+    /// Of those staged and sent, how many want their CCB back.
+    wants_ccb: usize,
+    /// Some were staged again since they were handed over last.
+    is_sent_again: bool,
+    /// A limit was met.
+    budget: Option<Budget>,
     /// Refused ones, which wait to be reaped.
     refused: Vec<Completion>,
     memory: Option<Memory>,
@@ -113,6 +130,10 @@ impl Queue {
             free: (0..depth).rev().collect(),
             staged: VecDeque::new(),
             sent: 0,
+            later: Vec::new(),
+            wants_ccb: 0,
+            is_sent_again: false,
+            budget: None,
             refused: Vec::new(),
             memory: Some(memory),
             layout: Layout {
@@ -136,7 +157,7 @@ impl Queue {
 
     /// Commands that were submitted and not reaped.
     pub fn in_flight(&self) -> usize {
-        self.staged.len() + self.sent + self.refused.len()
+        self.staged.len() + self.later.len() + self.sent + self.refused.len()
     }
 
     /// Whether another command can be submitted.
@@ -173,11 +194,31 @@ impl Queue {
         let Some(slot) = self.free.pop() else {
             return Err(command);
         };
-        // SAFETY: a free slot's CCB is nobody else's.
-        command.fill(unsafe { &mut *self.ccb(slot) }, self.key(slot));
-        self.slots[slot] = Slot::Staged(command, tag);
+        self.wants_ccb += usize::from(command.wants_ccb());
+        self.stage(slot, command, tag);
         self.staged.push_back(slot);
         Ok(())
+    }
+
+    /// Writes its CCB.
+    fn stage(&mut self, slot: usize, command: Command, tag: u64) {
+        // SAFETY: the CCB of a slot that the kernel has not is nobody else's.
+        command.fill(unsafe { &mut *self.ccb(slot) }, self.key(slot));
+        self.slots[slot] = Slot::Staged(command, tag);
+    }
+
+    /// Stages those whose time has come; when the next one's comes.
+    fn stage_later(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let staged = &mut self.staged;
+        self.later.retain(|(due, slot)| {
+            let is_due = *due <= now;
+            if is_due {
+                staged.push_back(*slot);
+            }
+            !is_due
+        });
+        self.due()
     }
 
     /// Hands what was submitted to the driver, as far as it takes it now.
@@ -201,29 +242,130 @@ impl Queue {
     /// ENXIO, once everything has come back: the device has gone. EINTR and
     /// the time are no errors: fewer come.
     pub fn reap(&mut self, min: usize, timeout: Duration) -> Result<Vec<Completion>, Error> {
+        let mut found = Vec::new();
+        self.reap_into(&mut found, min, timeout)?;
+        Ok(found)
+    }
+
+    /// As [`reap`](Self::reap), behind what is in `to` already: how many there were.
+    ///
+    /// # Errors
+    /// Those of [`reap`](Self::reap).
+    pub fn reap_into(
+        &mut self,
+        to: &mut Vec<Completion>,
+        min: usize,
+        timeout: Duration,
+    ) -> Result<usize, Error> {
+        let before = to.len();
         let min = min.min(self.in_flight());
         let deadline = Instant::now().checked_add(timeout);
-        let mut found = std::mem::take(&mut self.refused);
+        to.append(&mut self.refused);
         loop {
-            let left = deadline.map_or(POLL, |end| {
-                end.saturating_duration_since(Instant::now()).min(POLL)
-            });
-            let missing = min.saturating_sub(found.len());
+            let next = self.stage_later();
+            let now = Instant::now();
+            let mut left =
+                deadline.map_or(POLL, |end| end.saturating_duration_since(now).min(POLL));
+            if let Some(due) = next {
+                left = left.min(due.saturating_duration_since(now));
+            }
+            let missing = min.saturating_sub(to.len() - before);
+            if self.staged.is_empty() && self.sent == 0 && missing != 0 && !self.later.is_empty() {
+                std::thread::sleep(left);
+            }
             let step = match self.method {
                 Method::Enter => self.enter(missing, self.sent + self.staged.len(), left),
                 Method::Queue => self.get_all(missing, left),
             };
-            let step = match step {
-                Ok(step) => step,
-                Err(error) if found.is_empty() => return Err(error),
-                Err(_) => return Ok(found),
-            };
-            found.extend(step);
-            found.append(&mut self.refused);
-            let is_over = deadline.is_some_and(|end| Instant::now() >= end);
-            if found.len() >= min || is_over || self.in_flight() == 0 {
-                return Ok(found);
+            match step {
+                Ok(step) => to.extend(step),
+                Err(error) if to.len() == before => return Err(error),
+                Err(_) => return Ok(to.len() - before),
             }
+            to.append(&mut self.refused);
+            let count = to.len() - before;
+            let is_over = deadline.is_some_and(|end| Instant::now() >= end);
+            if count >= min || is_over || self.in_flight() == 0 {
+                // Those that are sent again are nothing that the program knows to
+                // hand over; if the device has gone, the next call says so.
+                if std::mem::take(&mut self.is_sent_again) {
+                    let _ = self.flush();
+                }
+                return Ok(count);
+            }
+        }
+    }
+
+    /// When [`reap`](Self::reap) has something to send again that waits for a busy
+    /// device: a program with a loop of its own calls it then, as nothing else wakes it.
+    pub fn due(&self) -> Option<Instant> {
+        self.later.iter().map(|(due, _)| *due).min()
+    }
+
+    /// Waits until something can be reaped, or the time is over: whether there is.
+    /// What is staged is not handed over; see [`flush`](Self::flush). Works on every
+    /// kernel, for a program with a loop of its own.
+    ///
+    /// # Errors
+    /// EINTR is none: the wait may be short.
+    pub fn wait(&mut self, timeout: Duration) -> Result<bool, Error> {
+        if !self.refused.is_empty() {
+            return Ok(true);
+        }
+        // What is due is sent by reap().
+        let due = self
+            .due()
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = due.map_or(timeout, |due| due.min(timeout));
+        let open = &self.device.open;
+        match open.kernel.wait(open.fd, timeout) {
+            Ok(ready) => Ok(ready),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(open.error("wait", errno)),
+        }
+    }
+
+    /// Takes back the command of a tag that was submitted and not reaped: it is
+    /// reaped all the same, as aborted unless it was done before. With several of
+    /// one tag, all of them.
+    ///
+    /// # Errors
+    /// ENOENT: none has that tag; ENXIO; ENOTTY: pass(4) cannot.
+    pub fn cancel_one(&mut self, tag: u64) -> Result<Cancelled, Error> {
+        let mut all = Cancelled::default();
+        let mut found = false;
+        for slot in 0..self.slots.len() {
+            match &self.slots[slot] {
+                Slot::Staged(_, t) if *t == tag => {
+                    self.staged.retain(|s| *s != slot);
+                    self.later.retain(|(_, s)| *s != slot);
+                    self.refuse(slot, Failure::Refused(Errno::ECANCELED));
+                    all.dequeued += 1;
+                    found = true;
+                }
+                Slot::Sent(_, t) if *t == tag => {
+                    found = true;
+                    if let Slot::Sent(command, _) = &mut self.slots[slot] {
+                        command.give_up();
+                    }
+                    match self.device.cancel(Cancel::Ccb(self.ccb(slot) as u64)) {
+                        Ok(one) => {
+                            all.dequeued += one.dequeued;
+                            all.aborted += one.aborted;
+                            all.unable += one.unable;
+                            all.done += one.done;
+                        }
+                        // It is being reaped.
+                        Err(error) if error.errno == Errno::ENOENT => all.done += 1,
+                        Err(error) => return Err(error),
+                    }
+                }
+                _ => {}
+            }
+        }
+        match found {
+            true => Ok(all),
+            false => Err(self.device.open.error("cancel", Errno::ENOENT)),
         }
     }
 
@@ -233,13 +375,36 @@ impl Queue {
     /// # Errors
     /// ENXIO; ENOTTY: pass(4) cannot.
     pub fn cancel(&mut self) -> Result<(), Error> {
+        self.unstage_later();
         while let Some(slot) = self.staged.pop_front() {
             self.refuse(slot, Failure::Refused(Errno::ECANCELED));
+        }
+        for slot in &mut self.slots {
+            if let Slot::Sent(command, _) = slot {
+                command.give_up();
+            }
         }
         if self.sent != 0 {
             self.device.cancel(Cancel::Own)?;
         }
         Ok(())
+    }
+
+    /// What would be sent again is not.
+    fn unstage_later(&mut self) {
+        let later = std::mem::take(&mut self.later);
+        self.staged.extend(later.into_iter().map(|(_, slot)| slot));
+    }
+
+    /// A command that the driver has not taken, back.
+    pub(crate) fn take_staged(&mut self) -> Option<Command> {
+        let slot = self.staged.pop_front()?;
+        let Slot::Staged(command, _) = std::mem::replace(&mut self.slots[slot], Slot::Free) else {
+            return None;
+        };
+        self.free.push(slot);
+        self.wants_ccb -= usize::from(command.wants_ccb());
+        Some(command)
     }
 
     /// Ends a command that the driver has not.
@@ -248,6 +413,7 @@ impl Queue {
             std::mem::replace(&mut self.slots[slot], Slot::Free)
         {
             self.free.push(slot);
+            self.wants_ccb -= usize::from(command.wants_ccb());
             self.refused.push(Completion {
                 tag,
                 command,
@@ -267,30 +433,43 @@ impl Queue {
         }
     }
 
-    /// A command's CCB has come back, to `ccb`; or it was good, and the record
-    /// says all.
+    /// A command's CCB has come back, to `ccb`; or it was good, and the record of
+    /// its residual and SCSI status says all. None: it is sent again.
     fn completed(
         &mut self,
         slot: usize,
-        good: Option<u32>,
+        good: Option<(u32, u8)>,
         ccb: *const sys::ccb,
     ) -> Option<Completion> {
         let sent = std::mem::replace(&mut self.slots[slot], Slot::Free);
-        let Slot::Sent(command, tag) = sent else {
+        let Slot::Sent(mut command, tag) = sent else {
             self.slots[slot] = sent;
             return None;
         };
         self.sent -= 1;
-        self.free.push(slot);
         let result = match good {
-            Some(resid) => Ok(command.data_len().saturating_sub(resid as usize)),
+            Some((resid, status)) => Ok(command.good(resid, status)),
             // SAFETY: the kernel has written it and has it no more.
-            None => command.outcome(unsafe { &*ccb }).map_err(Failure::Failed),
+            None => command.outcome(unsafe { &*ccb }),
         };
+        if let Err(error) = &result
+            && let Some(wait) = command.again(error)
+        {
+            self.stage(slot, command, tag);
+            self.is_sent_again = true;
+            if wait.is_zero() {
+                self.staged.push_back(slot);
+            } else {
+                self.later.push((Instant::now() + wait, slot));
+            }
+            return None;
+        }
+        self.free.push(slot);
+        self.wants_ccb -= usize::from(command.wants_ccb());
         Some(Completion {
             tag,
             command,
-            result,
+            result: result.map_err(Failure::Failed),
         })
     }
 
@@ -298,7 +477,8 @@ impl Queue {
     /// tried.
     fn not_taken(&mut self, errno: Errno) -> bool {
         match errno {
-            Errno::EAGAIN => false,
+            // A limit; waiting for room has ended.
+            Errno::EAGAIN | Errno::ETIMEDOUT | Errno::EINTR => false,
             Errno::ENXIO => {
                 self.device_gone();
                 false
@@ -314,6 +494,7 @@ impl Queue {
 
     /// What was not sent will not be.
     fn device_gone(&mut self) {
+        self.unstage_later();
         while let Some(slot) = self.staged.pop_front() {
             self.refuse(slot, Failure::Lost);
         }
@@ -327,9 +508,14 @@ impl Queue {
         timeout: Duration,
     ) -> Result<Vec<Completion>, Error> {
         let mut found = Vec::new();
+        let end = Instant::now() + timeout;
         loop {
+            let left = end.saturating_duration_since(Instant::now());
+            // Of those that are reaped, some may be staged again.
+            let room = room.min(self.sent + self.staged.len());
             let wanted = min.saturating_sub(found.len()).min(room);
-            let call = match self.call(wanted, room, timeout) {
+            let tried = self.tried();
+            let call = match self.call(tried, wanted, room, left) {
                 Ok(call) => call,
                 Err(Errno::ENXIO) => {
                     self.device_gone();
@@ -341,6 +527,7 @@ impl Queue {
                 self.was_taken();
             }
             self.take_records(call.completed as usize, &mut found);
+            self.note_room(tried, call.completed as usize, call.submit_error);
             match Errno::new(call.complete_error) {
                 Errno::ENXIO => {
                     self.device_gone();
@@ -357,18 +544,68 @@ impl Queue {
                 return Ok(found);
             }
             if !self.not_taken(Errno::new(call.submit_error)) {
-                // Others have the room: some of it may come back.
-                if self.sent == 0 && !self.staged.is_empty() && !timeout.is_zero() {
-                    std::thread::sleep(timeout.min(Duration::from_millis(10)));
+                // That call did not wait, and the next one submits nothing, and does;
+                // or it waited for room, and there is none.
+                let is_full = Errno::new(call.submit_error) == Errno::EAGAIN;
+                let has_waited = call.flags & sys::QPASS_ENTER_WAIT_ROOM != 0;
+                let is_over = Instant::now() >= end;
+                if found.len() >= min || !is_full || has_waited || is_over {
+                    return Ok(found);
                 }
-                return Ok(found);
             }
         }
     }
 
-    /// One QPIOC_ENTER, of all that is staged.
-    fn call(&self, min: usize, room: usize, timeout: Duration) -> Result<sys::qpass_enter, Errno> {
-        for (i, slot) in self.staged.iter().enumerate() {
+    /// How many of what is staged the next call submits.
+    fn tried(&self) -> usize {
+        let all = self.staged.len();
+        let Some(budget) = self.budget else {
+            return all;
+        };
+        // Where nothing of this queue's will come back, others have the room.
+        let least = usize::from(self.sent == 0);
+        all.min(budget.room.max(least))
+    }
+
+    /// What a call has shown of the limits. Once one was met, as many are tried as
+    /// have come back, so that the call waits in the kernel, and now and then more.
+    fn note_room(&mut self, tried: usize, completed: usize, submit_error: i32) {
+        let errno = Errno::new(submit_error);
+        self.budget = match (errno, self.budget) {
+            (Errno::EAGAIN, _) => Some(Budget {
+                room: completed,
+                more: 0,
+            }),
+            (_, Some(budget)) if tried == 0 => Some(Budget {
+                room: budget.room + completed,
+                ..budget
+            }),
+            // All that was tried was taken: more may be.
+            (_, Some(budget)) => (!self.staged.is_empty()).then(|| {
+                let more = budget.more + 1;
+                Budget {
+                    room: budget.room.saturating_sub(tried)
+                        + completed
+                        + usize::from(more % 64 == 0) * more,
+                    more,
+                }
+            }),
+            (_, None) => None,
+        };
+    }
+
+    /// One QPIOC_ENTER, of the first `count` that are staged. Where others have the
+    /// room, it waits for that in the kernel.
+    fn call(
+        &self,
+        count: usize,
+        min: usize,
+        room: usize,
+        timeout: Duration,
+    ) -> Result<sys::qpass_enter, Errno> {
+        let is_full = self.budget.is_some_and(|budget| budget.room == 0);
+        let waits_room = is_full && self.sent == 0 && count != 0 && min != 0;
+        for (i, slot) in self.staged.iter().take(count).enumerate() {
             let entry = sys::qpass_submission {
                 ccb: self.ccb(*slot) as u64,
                 tag: self.key(*slot),
@@ -382,10 +619,15 @@ impl Queue {
         let mut call: sys::qpass_enter = unsafe { core::mem::zeroed() };
         call.submissions = self.memory().at::<u64>(self.layout.submissions) as u64;
         call.completions = self.memory().at::<u64>(self.layout.completions) as u64;
-        call.to_submit = self.staged.len() as u32;
+        call.to_submit = count as u32;
         call.to_complete = room.min(self.slots.len()) as u32;
         call.min_complete = min as u32;
-        call.flags = sys::QPASS_ENTER_SHORT;
+        if self.wants_ccb == 0 {
+            call.flags |= sys::QPASS_ENTER_SHORT;
+        }
+        if waits_room {
+            call.flags |= sys::QPASS_ENTER_WAIT_ROOM;
+        }
         call.timeout = timeout.as_nanos().min(u128::from(u64::MAX >> 2)) as u64;
         let at = self.memory().at::<sys::qpass_enter>(0);
         let open = &self.device.open;
@@ -408,7 +650,7 @@ impl Queue {
                 continue;
             };
             let is_short = u32::from(record.flags) & sys::QPASS_COMPLETION_CCB == 0;
-            let good = is_short.then_some(record.resid);
+            let good = is_short.then_some((record.resid, record.scsi_status));
             found.extend(self.completed(slot, good, self.ccb(slot)));
         }
     }
@@ -422,8 +664,9 @@ impl Queue {
         }
         // Once the node has gone, so have its completions.
         while let Ok(Some(completion)) = self.get() {
-            found.push(completion);
+            found.extend(completion);
         }
+        self.device_gone();
         for slot in 0..self.slots.len() {
             if let Slot::Sent(command, _) = &mut self.slots[slot] {
                 // Its pages may be the device's for ever.
@@ -456,8 +699,8 @@ impl Queue {
         }
     }
 
-    /// CAMIOGET: one completion, if there is one.
-    fn get(&mut self) -> Result<Option<Completion>, Errno> {
+    /// CAMIOGET: one completion, if there is one; none inside if it is not to be told.
+    fn get(&mut self) -> Result<Option<Option<Completion>>, Errno> {
         let ccb = self.ccb(self.slots.len());
         let open = &self.device.open;
         // SAFETY: the CCB that is nobody's. Its data goes to the buffer of the
@@ -469,9 +712,10 @@ impl Queue {
         }
         // SAFETY: a whole CCB, and the word that fill() set.
         let key = unsafe { (*ccb).ccb_h.periph_priv.entries[0].field };
-        Ok(self
-            .slot(key)
-            .and_then(|slot| self.completed(slot, None, ccb)))
+        Ok(Some(
+            self.slot(key)
+                .and_then(|slot| self.completed(slot, None, ccb)),
+        ))
     }
 
     fn get_all(&mut self, min: usize, timeout: Duration) -> Result<Vec<Completion>, Error> {
@@ -481,8 +725,16 @@ impl Queue {
         loop {
             match self.get() {
                 Ok(Some(completion)) => {
-                    found.push(completion);
+                    found.extend(completion);
                     continue;
+                }
+                Ok(None) if !self.staged.is_empty() => {
+                    // Some are to be sent again, or there is room now.
+                    let before = self.staged.len();
+                    self.queue_all();
+                    if self.staged.len() != before {
+                        continue;
+                    }
                 }
                 Ok(None) => {}
                 Err(Errno::ENXIO) => {
@@ -493,6 +745,10 @@ impl Queue {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if found.len() >= min || left.is_zero() || self.sent == 0 {
+                // Others have the room, and CAMIOQUEUE does not wait for it.
+                if !self.staged.is_empty() && found.len() < min {
+                    std::thread::sleep(left.min(Duration::from_millis(10)));
+                }
                 return Ok(found);
             }
             let open = &self.device.open;

@@ -5,25 +5,51 @@
 //! this source tree. `QPASS_UKERNEL` describes the machine, its parts separated
 //! by `;`:
 //!
-//! - `disk` or `disk=FILE`, a RAM disk, or one that keeps its contents in a
-//!   file; behind it, separated by `,`: `size=64M`, `maxio=1M`, `openings=32`
-//!   (commands at a time), `latency=100us` and `jitter=50us` of a command,
-//!   `unmapped` (takes unmapped I/O, which zero copy wants), `mounted=/mnt` (it
-//!   is in use), `busy=8` (another program has so many reads outstanding that
-//!   do not end), `attention=1` (so many commands answer UNIT ATTENTION
-//!   first), `rots` (stores something else than it is given), `dead` (does not
-//!   answer), `vanish=100ms` (is pulled out so long after the boot);
+//! - `disk` or `disk=FILE`, a RAM disk of 64 MiB, or one that has its contents in a
+//!   file; the words behind it, separated by `,`, are below;
 //! - `kern.cam.qpass.max_requests=4` and the like, sysctls that are set, and
 //!   `hw.qpass.replace=1`, a tunable;
-//! - `unprivileged`: the program is not root's.
+//! - `unprivileged`: the program is not root's;
+//! - `shared=SOCKET`: other processes may use this kernel while this one runs; one whose
+//!   description has that and no disk is such another process.
 //!
 //! Without it there is one disk of 64 MiB. When the program ends the module is
 //! unloaded, and a leak ends it with status 70.
+//!
+//! A disk's file is as large as it is: the disk is all of it, or the first `size=`
+//! bytes; it is never cut or made longer, only made if it is not there, and has to be a
+//! whole number of blocks. While it is a disk, it is locked (flock(2)): a second process
+//! that wants it as its disk is refused.
+//!
+//! A disk's words; bytes may have K, M, G or T behind them, times want us, ms or s:
+//!
+//! - `size=64M`; `block=512`, bytes of a block, such as 4096 or 520; `maxio=1M`, the
+//!   longest transfer; `openings=32`, commands at a time; `unmapped`: takes unmapped
+//!   I/O, which zero copy wants;
+//! - `latency=100us` and `jitter=50us` of a command;
+//! - `ata`, an ATA disk, and with `lba28` one without commands of 48 bits; `nvme`, an
+//!   NVMe namespace; `tape`, a tape of blocks of any length, which begins with the
+//!   file's bytes in blocks of `block=`, and is not written back; `zoned` or
+//!   `zoned=4M`, a host-managed disk with zones of so many bytes, of which the first
+//!   `conventional=1` are written in any order (of a file, a zone is written up to its
+//!   last byte that is not 0); `type=5`, a peripheral device type;
+//! - `readonly`: is write protected, and its file is not written; `bad=100` or
+//!   `bad=100-107`: blocks that cannot be read until they are written, as often as
+//!   there are;
+//! - `attention=1`: so many commands answer UNIT ATTENTION first; `rots`: stores
+//!   something else than it is given; `lies`: says that it has written and has not;
+//!   `dead`: does not answer; `sticks=100`: answers so many commands and then no more;
+//!   `vanish=100ms`: is pulled out so long after the boot. A command ends with
+//!   CAM_CMD_TIMEOUT when its time is over;
+//! - `script=FILE`: answers as the file has them, see [`ukernel::disk::script`];
+//! - `mounted=/mnt`: it is in use; `busy=8`: another program has so many reads
+//!   outstanding that do not end.
 
 use crate::{
     command::{Command, read_write_cdb},
     errno::Errno,
     kernel::{Fd, Kernel, Mount},
+    shared::{self, Hub},
 };
 use core::{ptr::NonNull, time::Duration};
 use std::{
@@ -37,8 +63,12 @@ use sys_bindings as sys;
 use ukernel::{
     cam::{self, Device as CamDevice},
     devfs::{self, wait_until},
-    disk::{Config, RamDisk},
+    disk::{
+        Config, Kind, RamDisk,
+        script::{Script, duration},
+    },
     loader::Module,
+    model::Model,
     process::{self, Process},
     sysctl, thread, user,
 };
@@ -47,6 +77,15 @@ struct Umode {
     process: Process,
     disks: Vec<(Arc<CamDevice>, Arc<RamDisk>)>,
     module: Mutex<Option<Module>>,
+    facts: Facts,
+    hub: Option<Arc<Hub>>,
+}
+
+/// What a process sees of the machine beside its descriptors.
+#[derive(Clone, Default)]
+pub(crate) struct Facts {
+    /// The names of the disks' own drivers, in their order.
+    names: Vec<String>,
     mounted: Vec<(usize, String)>,
 }
 
@@ -54,6 +93,12 @@ struct Umode {
 #[derive(Debug, Default)]
 struct Disk {
     config: Config,
+    /// If it is said.
+    size: Option<u64>,
+    /// Bytes of a zone.
+    zone: Option<u64>,
+    conventional: u64,
+    script: Option<PathBuf>,
     mounted: Option<String>,
     busy: usize,
     attentions: u32,
@@ -68,6 +113,7 @@ struct Description {
     unprivileged: bool,
     sysctls: Vec<(String, u64)>,
     replaces: bool,
+    shared: Option<PathBuf>,
 }
 
 fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
@@ -78,15 +124,14 @@ fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn bytes(text: &str) -> Option<u64> {
-    number(
-        text,
-        &[("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)],
-    )
-}
-
-fn duration(text: &str) -> Option<Duration> {
-    let units = [("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000)];
-    number(text, &units).map(Duration::from_nanos)
+    let units = [
+        ("", 1),
+        ("K", 1 << 10),
+        ("M", 1 << 20),
+        ("G", 1 << 30),
+        ("T", 1 << 40),
+    ];
+    number(text, &units)
 }
 
 fn parse(text: &str) -> Result<Description, String> {
@@ -96,14 +141,19 @@ fn parse(text: &str) -> Result<Description, String> {
         let first = words.next().unwrap_or_default();
         match first.split_once('=').unwrap_or((first, "")) {
             ("disk", file) => {
-                let mut disk = Disk::default();
+                let mut disk = Disk {
+                    conventional: 1,
+                    ..Disk::default()
+                };
+                disk.config.odd.keeps_time = true;
                 disk.config.file = (!file.is_empty()).then(|| PathBuf::from(file));
                 for word in words {
                     option(&mut disk, word)
-                        .ok_or_else(|| format!("QPASS_UKERNEL: bad option {word:?}"))?;
+                        .ok_or_else(|| format!("QPASS_UKERNEL: bad option {word:?}; {OPTIONS}"))?;
                 }
                 all.disks.push(disk);
             }
+            ("shared", path) if !path.is_empty() => all.shared = Some(PathBuf::from(path)),
             ("unprivileged", "") => all.unprivileged = true,
             ("hw.qpass.replace", "1") => all.replaces = true,
             (name, value) if name.starts_with("kern.cam.qpass.") => {
@@ -111,22 +161,50 @@ fn parse(text: &str) -> Result<Description, String> {
                     bytes(value).ok_or_else(|| format!("QPASS_UKERNEL: bad part {part:?}"))?;
                 all.sysctls.push((name.into(), value));
             }
-            _ => return Err(format!("QPASS_UKERNEL: bad part {part:?}")),
+            _ => return Err(format!("QPASS_UKERNEL: bad part {part:?}; {PARTS}")),
         }
     }
-    if all.disks.is_empty() {
+    if all.disks.is_empty() && all.shared.is_none() {
         all.disks.push(Disk::default());
     }
     Ok(all)
 }
 
+/// What there is, for who gets it wrong.
+const PARTS: &str = "there are disk, disk=FILE, shared=SOCKET, unprivileged, hw.qpass.replace=1, \
+                     kern.cam.qpass.NAME=VALUE";
+const OPTIONS: &str = "there are size= block= maxio= openings= unmapped latency= jitter= ata lba28 \
+                       nvme tape zoned= conventional= type= readonly bad= attention= rots lies \
+                       dead sticks= vanish= script= mounted= busy=";
+
+/// `100` or `100-107`.
+fn range(text: &str) -> Option<(u64, u64)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((first, last))
+}
+
 fn option(disk: &mut Disk, word: &str) -> Option<()> {
     let (name, value) = word.split_once('=').unwrap_or((word, ""));
     match name {
-        "size" => {
-            let size = bytes(value)?;
-            disk.config.size = (size != 0 && size % 512 == 0).then_some(size as usize)?;
+        "size" => disk.size = Some(bytes(value).filter(|n| *n != 0)?),
+        "block" => {
+            let block = bytes(value).filter(|n| (256..=1 << 16).contains(n))?;
+            disk.config.odd.block = block as usize;
         }
+        "ata" => disk.config.odd.ata = true,
+        "lba28" => disk.config.odd.lba28 = true,
+        "nvme" => disk.config.model = Model::NVME,
+        "tape" => disk.config.odd.kind = Kind::Tape,
+        "zoned" if value.is_empty() => disk.zone = Some(4 << 20),
+        "zoned" => disk.zone = Some(bytes(value).filter(|n| *n != 0)?),
+        "conventional" => disk.conventional = value.parse().ok()?,
+        "type" => disk.config.odd.device_type = Some(value.parse().ok().filter(|n| *n < 32)?),
+        "readonly" => disk.config.odd.readonly = true,
+        "bad" => disk.config.odd.bad.push(range(value)?),
+        "lies" => disk.config.odd.lies = true,
+        "sticks" => disk.config.odd.sticks = Some(value.parse().ok()?),
+        "script" => disk.script = Some(PathBuf::from(value)),
         "maxio" => disk.config.maxio = bytes(value)?.try_into().ok()?,
         "openings" => disk.config.openings = value.parse().ok().filter(|n| *n != 0)?,
         "latency" => disk.config.latency = duration(value)?,
@@ -143,13 +221,82 @@ fn option(disk: &mut Disk, word: &str) -> Option<()> {
     Some(())
 }
 
+impl Disk {
+    /// The driver that has it beside qpass(4).
+    fn driver(&self) -> &'static str {
+        let odd = &self.config.odd;
+        match odd.device_type() {
+            _ if odd.ata => "ada",
+            _ if self.config.model.is_nvme => "nda",
+            0x01 => "sa",
+            0x05 => "cd",
+            0x08 => "ch",
+            0x0d => "ses",
+            _ => "da",
+        }
+    }
+
+    /// What it is when all words are known: its size, and its script.
+    fn settle(&mut self) -> Result<(), String> {
+        let block = self.config.odd.block as u64;
+        let name = match &self.config.file {
+            Some(file) => file.display().to_string(),
+            None => "disk".into(),
+        };
+        let odd = &mut self.config.odd;
+        if self.config.model.is_nvme && !block.is_power_of_two() {
+            return Err(format!("{name}: block={block} is no size of an NVMe block"));
+        }
+        if self.config.model.is_nvme || odd.ata {
+            self.config.unmapped |= self.config.model.is_nvme;
+            if odd.kind != Kind::Disk || self.zone.is_some() {
+                return Err(format!("{name}: nvme and ata are disks, and not zoned"));
+            }
+        }
+        let there = match &self.config.file {
+            Some(file) => match std::fs::metadata(file) {
+                Ok(meta) => Some(meta.len()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => return Err(format!("{name}: {error}")),
+            },
+            None => None,
+        };
+        let size = match (self.size, there) {
+            (Some(size), _) => size,
+            (None, Some(len)) => len,
+            (None, None) => 64 << 20,
+        };
+        let is_ours = self.size.is_none() && there.is_none();
+        let size = if is_ours { size - size % block } else { size };
+        if size == 0 || size % block != 0 {
+            return Err(format!(
+                "{name}: {size} bytes are no whole number of blocks of {block}"
+            ));
+        }
+        self.config.size = usize::try_from(size).map_err(|_| format!("{name}: too large"))?;
+        if let Some(zone) = self.zone {
+            if zone % block != 0 {
+                return Err(format!("{name}: zones of {zone} bytes are no whole blocks"));
+            }
+            odd.kind = Kind::Zoned(zone / block, self.conventional);
+        }
+        if let Some(file) = &self.script {
+            odd.script = Some(Arc::new(Script::read(file)?));
+        }
+        Ok(())
+    }
+}
+
 /// Boots the kernel that the environment describes, once in a process.
 ///
 /// # Errors
 /// In words: a description that is none, a module that does not load.
 pub fn from_environment() -> Result<Arc<dyn Kernel>, String> {
-    let description = std::env::var("QPASS_UKERNEL").unwrap_or_default();
-    boot(&description)
+    match std::env::var("QPASS_UKERNEL") {
+        Ok(description) => boot(&description),
+        Err(std::env::VarError::NotPresent) => boot(""),
+        Err(error) => Err(format!("QPASS_UKERNEL: {error}")),
+    }
 }
 
 /// Boots the kernel that is described.
@@ -158,7 +305,22 @@ pub fn from_environment() -> Result<Arc<dyn Kernel>, String> {
 /// As [`from_environment`].
 pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
     static BOOTED: AtomicBool = AtomicBool::new(false);
-    let description = parse(description)?;
+    let mut description = parse(description)?;
+    for disk in &mut description.disks {
+        disk.settle().map_err(|e| format!("QPASS_UKERNEL: {e}"))?;
+    }
+    if let (Some(path), true) = (&description.shared, description.disks.is_empty()) {
+        return shared::join(path).map_err(|e| {
+            let file = path.display();
+            format!("QPASS_UKERNEL: {file}: no process shares its kernel there: {e}")
+        });
+    }
+    if description.shared.is_some() {
+        // Whose requests they are is to be told.
+        let pid = std::process::id() as i32;
+        thread::OWN_PID.store(pid, Ordering::SeqCst);
+        thread::current().set_pid(pid);
+    }
     let file = std::env::var_os("QPASS_KO").map_or_else(
         || {
             let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
@@ -179,7 +341,8 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
         process: Process::default(),
         disks: Vec::new(),
         module: Mutex::new(None),
-        mounted: Vec::new(),
+        facts: Facts::default(),
+        hub: None,
     };
     for (unit, disk) in description.disks.iter().enumerate() {
         let opened = RamDisk::open(&format!("QP{unit:04}"), disk.config.clone());
@@ -187,11 +350,14 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
             let file = disk.config.file.as_deref().unwrap_or("disk".as_ref());
             format!("{}: {e}", file.display())
         })?;
-        let device = cam::attach((0, unit as u32, 0), ram.clone());
-        cam::name_periph(&device, "da", unit as u32);
+        // CAM's LUN of a namespace is its number, from 1 on.
+        let lun = u64::from(ram.is_nvme());
+        let device = cam::attach((0, unit as u32, lun), ram.clone());
+        cam::name_periph(&device, disk.driver(), unit as u32);
         kernel.disks.push((device, ram));
+        kernel.facts.names.push(format!("{}{unit}", disk.driver()));
         if let Some(place) = &disk.mounted {
-            kernel.mounted.push((unit, place.clone()));
+            kernel.facts.mounted.push((unit, place.clone()));
         }
     }
     if description.replaces {
@@ -208,6 +374,10 @@ pub fn boot(description: &str) -> Result<Arc<dyn Kernel>, String> {
     for unit in 0..kernel.disks.len() {
         let node = format!("{driver}{unit}");
         wait_until("the nodes are there", || devfs::exists(&node));
+    }
+    if let Some(path) = &description.shared {
+        let hub = Hub::serve(path, kernel.facts.clone());
+        kernel.hub = Some(hub.map_err(|e| format!("QPASS_UKERNEL: {}: {e}", path.display()))?);
     }
     let kernel = Arc::new(kernel);
     for (name, value) in &description.sysctls {
@@ -253,6 +423,7 @@ fn keep_busy(kernel: &Umode, node: &str, count: usize) -> Result<(), Errno> {
             command.fill(&mut *ccb.as_ptr(), i as u64);
             let io = &mut (*ccb.as_ptr()).csio;
             io.ccb_h.flags = sys::CAM_DIR_IN | sys::CAM_DEV_QFRZDIS;
+            io.ccb_h.timeout = sys::CAM_TIME_INFINITY;
             (io.data_ptr, io.dxfer_len) = (data.as_ptr(), LEN as u32);
             kernel.ioctl(fd, sys::QPC_CAMIOQUEUE, ccb.as_ptr() as usize)?;
         }
@@ -297,6 +468,20 @@ impl Kernel for Umode {
     }
 
     fn sysctl(&self, name: &str, new: Option<u64>) -> Result<u64, Errno> {
+        self.facts.sysctl(name, new)
+    }
+
+    fn geom(&self) -> Result<String, Errno> {
+        Ok(self.facts.geom())
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, Errno> {
+        Ok(self.facts.mounts())
+    }
+}
+
+impl Facts {
+    pub(crate) fn sysctl(&self, name: &str, new: Option<u64>) -> Result<u64, Errno> {
         let own = name.strip_prefix("kern.cam.qpass.").ok_or(Errno::ENOENT)?;
         match sysctl::value(own) {
             Some(_) if new.is_some() => Err(Errno::EPERM),
@@ -305,41 +490,42 @@ impl Kernel for Umode {
         }
     }
 
-    fn geom(&self) -> Result<String, Errno> {
+    pub(crate) fn geom(&self) -> String {
         use std::fmt::Write;
         let mut xml = String::from("<mesh><class id=\"0x1\"><name>DISK</name>");
         let mode = |unit: usize| match self.mounted.iter().any(|(u, _)| *u == unit) {
             true => "r1w1e1",
             false => "r0w0e0",
         };
-        for unit in 0..self.disks.len() {
+        for (unit, name) in self.names.iter().enumerate() {
             let mode = mode(unit);
             let _ = write!(
                 xml,
-                "<geom id=\"0x10{unit}\"><class ref=\"0x1\"/><name>da{unit}</name>\
+                "<geom id=\"0x10{unit}\"><class ref=\"0x1\"/><name>{name}</name>\
                  <provider id=\"0x20{unit}\"><geom ref=\"0x10{unit}\"/><mode>{mode}</mode>\
-                 <name>da{unit}</name></provider></geom>"
+                 <name>{name}</name></provider></geom>"
             );
         }
         xml.push_str("</class><class id=\"0x2\"><name>VFS</name>");
         for (unit, _) in &self.mounted {
+            let name = &self.names[*unit];
             let _ = write!(
                 xml,
-                "<geom id=\"0x30{unit}\"><class ref=\"0x2\"/><name>ffs.da{unit}</name>\
+                "<geom id=\"0x30{unit}\"><class ref=\"0x2\"/><name>ffs.{name}</name>\
                  <consumer id=\"0x40{unit}\"><geom ref=\"0x30{unit}\"/>\
                  <provider ref=\"0x20{unit}\"/><mode>r1w1e1</mode></consumer></geom>"
             );
         }
         xml.push_str("</class></mesh>");
-        Ok(xml)
+        xml
     }
 
-    fn mounts(&self) -> Result<Vec<Mount>, Errno> {
+    pub(crate) fn mounts(&self) -> Vec<Mount> {
         let mount = |(unit, on): &(usize, String)| Mount {
-            from: format!("/dev/da{unit}"),
+            from: format!("/dev/{}", self.names[*unit]),
             on: on.clone(),
         };
-        Ok(self.mounted.iter().map(mount).collect())
+        self.mounted.iter().map(mount).collect()
     }
 }
 
@@ -347,6 +533,9 @@ impl Drop for Umode {
     fn drop(&mut self) {
         for (_, disk) in &self.disks {
             disk.unstick();
+        }
+        if let Some(hub) = &self.hub {
+            hub.close();
         }
         self.process.exit();
         let module = self.module.get_mut().map(Option::take);
@@ -366,13 +555,14 @@ mod tests {
             .expect("good");
         assert_eq!(all.disks.len(), 2);
         assert!(all.unprivileged && all.disks[0].config.unmapped);
-        assert_eq!(all.disks[0].config.size, 1 << 30);
+        assert_eq!(all.disks[0].size, Some(1 << 30));
         assert_eq!(all.disks[0].config.latency, Duration::from_millis(2));
         assert_eq!(all.disks[1].mounted.as_deref(), Some("/mnt"));
         assert_eq!(parse("").expect("a default").disks.len(), 1);
         for bad in [
             "tape",
-            "disk,size=3",
+            "disk,bad=7-3",
+            "shared=",
             "disk,size=x",
             "disk,openings=0",
             "disk,what",

@@ -1,68 +1,74 @@
 //! qpassctl(8).
 
+mod answer;
 mod args;
 mod bench;
 mod copy;
 mod disk;
 mod fail;
-mod opcode;
 mod output;
 mod raw;
 mod show;
+mod signals;
+mod stream;
+
+pub use signals::stopped;
 
 use args::{Cli, Command};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, error::ErrorKind};
 use fail::{Code, Fail};
 use qpass_client::{Device, Kernel, own_nodes};
 use show::Watch;
-use std::{
-    process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{process::ExitCode, sync::Arc};
 
-/// Somebody wants it to end: SIGINT, SIGTERM, SIGHUP.
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Whether it was told to end.
-pub fn stopped() -> bool {
-    STOP.load(Ordering::SeqCst)
-}
-
-/// Opens a device by its node's name, or by another driver's name for it.
+/// Opens a device by its node's name, or by another driver's name for it; with
+/// `/dev/` before it or without.
 pub fn open(kernel: &Arc<dyn Kernel>, name: &str) -> Result<Device, Fail> {
+    if name.is_empty() {
+        return Err(Fail::usage("an empty name is no device's"));
+    }
     let short = name.strip_prefix("/dev/").unwrap_or(name);
     let is_node = |driver: &str| {
         let unit = short.strip_prefix(driver);
         unit.is_some_and(|unit| unit.parse::<u32>().is_ok())
     };
-    if name.is_empty() || is_node("qpass") || is_node("pass") || name.contains('/') {
-        return Ok(Device::open(
-            kernel,
-            if name.is_empty() { "?" } else { name },
-        )?);
+    // What has a folder in it is an alias by physical path, or nothing.
+    if is_node("qpass") || is_node("pass") || short.contains('/') {
+        return Ok(Device::open(kernel, name)?);
     }
     let mut refused = None;
+    let mut known = Vec::new();
     for node in own_nodes(kernel)? {
         match Device::open(kernel, &node) {
             Ok(device) => {
-                if device.peripherals()?.iter().any(|p| p == short) {
+                let peripherals = device.peripherals()?;
+                if peripherals.iter().any(|p| p == short) {
                     return Ok(device);
                 }
+                known.extend(peripherals);
             }
             Err(error) => refused = Some(error),
         }
     }
-    match refused {
-        // It may be that one.
-        Some(error) => Err(error.into()),
-        None => Err(Fail::new(
-            Code::System,
-            format!("{name}: no device of qpass(4) has that name; see qpassctl list"),
-        )),
+    // It may be that one.
+    if let Some(error) = refused {
+        return Err(error.into());
     }
+    let part_of = known
+        .iter()
+        .find(|disk| short.starts_with(disk.as_str()) && short.len() > disk.len())
+        .filter(|disk| short[disk.len()..].starts_with(['p', 's']));
+    let hint = match part_of {
+        Some(disk) => format!("a partition is no device; its disk is {disk}"),
+        None if args::duration(short).is_ok() => {
+            "a time goes with its option, as in --watch=2".into()
+        }
+        None => "see qpassctl list".into(),
+    };
+    Err(Fail::new(
+        Code::System,
+        format!("{name}: no device of qpass(4) has that name; {hint}"),
+    ))
 }
 
 fn run(cli: Cli) -> Result<(), Fail> {
@@ -71,11 +77,11 @@ fn run(cli: Cli) -> Result<(), Fail> {
         clap_complete::generate(shell, &mut Cli::command(), "qpassctl", &mut text);
         return output::bytes(&text);
     }
-    let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst));
+    signals::catch();
     let kernel = qpass_client::kernel().map_err(|e| Fail::new(Code::System, e))?;
     let (kernel, json) = (&kernel, cli.json);
     match cli.command {
-        Command::List => show::list(kernel, json),
+        Command::List { devices } => show::list(kernel, &devices, json),
         Command::Inquiry { device, page } => show::inquiry(&open(kernel, &device)?, page, json),
         Command::Tur { device } => show::tur(&open(kernel, &device)?, json),
         Command::Readcap { device } => show::readcap(open(kernel, &device)?, json),
@@ -86,6 +92,10 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Outstanding { devices, watch } => {
             show::outstanding(kernel, &devices, &Watch { args: watch, json })
         }
+        Command::Cancel(args) if !args.all && args.open.is_none() => Err(Fail::usage(
+            "cancel: which requests: --open N, with or without --request N, as qpassctl \
+             outstanding shows them, or --all",
+        )),
         Command::Cancel(args) => show::cancel(&open(kernel, &args.device)?, &args, json),
         Command::Stats { devices, watch } => {
             show::stats(kernel, &devices, &Watch { args: watch, json })
@@ -95,22 +105,63 @@ fn run(cli: Cli) -> Result<(), Fail> {
     }
 }
 
+/// What clap has against the arguments, in one line.
+fn complaint(error: &clap::Error) -> String {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
+        let command = Cli::command();
+        let names: Vec<_> = command
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
+        return format!("a command is wanted: {}; see --help", names.join(", "));
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let end = ["\nUsage:", "\nFor more information"]
+        .iter()
+        .filter_map(|mark| text.find(mark))
+        .min()
+        .unwrap_or(text.len());
+    let mut line = String::new();
+    for piece in text[..end].lines().map(str::trim).filter(|p| !p.is_empty()) {
+        let tip = piece.strip_prefix("tip: ").unwrap_or(piece);
+        let between = match () {
+            () if line.is_empty() => "",
+            () if tip.len() != piece.len() => "; ",
+            () => " ",
+        };
+        line.push_str(between);
+        line.push_str(tip);
+    }
+    line
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (result, json) = match Cli::try_parse() {
+        Ok(cli) => {
+            let json = cli.json;
+            (run(cli), json)
+        }
+        Err(error) if error.exit_code() == 0 => (output::text(&error.render().to_string()), false),
         Err(error) => {
-            let code = error.exit_code();
-            let _ = error.print();
-            return ExitCode::from(code as u8);
+            let json = std::env::args_os().any(|arg| arg == "--json");
+            (Err(Fail::usage(complaint(&error))), json)
         }
     };
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(fail) => {
-            if !fail.message.is_empty() {
-                eprintln!("qpassctl: {fail}");
-            }
-            ExitCode::from(fail.code as u8)
+    let Err(fail) = result else {
+        return ExitCode::SUCCESS;
+    };
+    if !fail.message.is_empty() {
+        eprintln!("qpassctl: {fail}");
+        if json {
+            output::failure(&fail);
         }
     }
+    if fail.code == Code::Interrupted {
+        signals::end_by_it();
+    }
+    ExitCode::from(fail.code as u8)
 }

@@ -1,24 +1,80 @@
 //! What goes to stdout.
 
-use crate::fail::{Code, Fail, words};
+use crate::{
+    fail::{Code, Fail, Reason, words},
+    stream::Writer,
+};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
-use std::io::{self, ErrorKind, Write};
+use std::{
+    io::{self, ErrorKind, IsTerminal},
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+};
 
 /// Bytes as they are. Whoever closed the pipe has seen enough.
 pub fn bytes(data: &[u8]) -> Result<(), Fail> {
-    let mut out = io::stdout().lock();
-    match out.write_all(data).and_then(|()| out.flush()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-            // Nothing to say, and nobody to say it to.
-            Err(Fail::new(Code::System, ""))
+    let out = Writer::new(Path::new("-")).and_then(|mut out| {
+        if data.is_empty() {
+            return Ok(());
         }
-        Err(error) => Err(Fail::new(
-            Code::System,
-            format!("stdout: {}", words(&error)),
-        )),
+        out.write(data.to_vec())?;
+        out.finish()
+    });
+    out.map_err(|error| match error.kind() {
+        // Nothing to say, and nobody to say it to.
+        ErrorKind::BrokenPipe => Fail::new(Code::System, ""),
+        ErrorKind::Interrupted => Fail::interrupted(),
+        _ => Fail::new(Code::System, format!("standard output: {}", words(&error))),
+    })
+}
+
+/// Data, which is not for a terminal's eyes.
+pub fn raw(data: &[u8]) -> Result<(), Fail> {
+    let is_text = |b: &u8| (0x20..0x7f).contains(b) || b.is_ascii_whitespace();
+    if io::stdout().is_terminal() && !data.iter().all(is_text) {
+        return Err(not_to_a_terminal());
     }
+    bytes(data)
+}
+
+/// Data are not written to a terminal.
+pub fn not_to_a_terminal() -> Fail {
+    Fail::usage("standard output is a terminal: data are not written there")
+}
+
+/// JSON was printed, and whether in lines: a failure is then a line more, or was in it.
+static PRINTED: AtomicU8 = AtomicU8::new(NOTHING_YET);
+const NOTHING_YET: u8 = 0;
+const ONE_VALUE: u8 = 1;
+const LINES: u8 = 2;
+
+/// Standard output has data: JSON goes to standard error.
+static DATA_ON_STDOUT: AtomicBool = AtomicBool::new(false);
+
+/// From now on JSON goes to standard error.
+pub fn stdout_has_data() {
+    DATA_ON_STDOUT.store(true, Ordering::Relaxed);
+}
+
+/// What `--json` shows of a failure.
+#[derive(Serialize)]
+struct Failed {
+    ok: bool,
+    error: Reason,
+}
+
+/// A failure as JSON, unless the answer has said it already.
+pub fn failure(fail: &Fail) {
+    let value = Failed {
+        ok: false,
+        error: Reason::of(fail),
+    };
+    let _ = match PRINTED.load(Ordering::Relaxed) {
+        NOTHING_YET if !DATA_ON_STDOUT.load(Ordering::Relaxed) => json(&value),
+        ONE_VALUE => Ok(()),
+        _ => json_line(&value),
+    };
 }
 
 /// A line, or several.
@@ -32,13 +88,22 @@ pub fn text(text: &str) -> Result<(), Fail> {
 
 /// A value as JSON.
 pub fn json(value: &impl Serialize) -> Result<(), Fail> {
-    let all = serde_json::to_string_pretty(value).expect("plain data");
-    text(&all)
+    if DATA_ON_STDOUT.load(Ordering::Relaxed) {
+        return json_line(value);
+    }
+    PRINTED.store(ONE_VALUE, Ordering::Relaxed);
+    text(&serde_json::to_string_pretty(value).expect("plain data"))
 }
 
 /// One of a series as JSON: a line.
 pub fn json_line(value: &impl Serialize) -> Result<(), Fail> {
-    text(&serde_json::to_string(value).expect("plain data"))
+    let line = serde_json::to_string(value).expect("plain data");
+    if DATA_ON_STDOUT.load(Ordering::Relaxed) {
+        eprintln!("{line}");
+        return Ok(());
+    }
+    PRINTED.store(LINES, Ordering::Relaxed);
+    text(&line)
 }
 
 /// A table: columns whose name begins with `>` are numbers.
@@ -58,6 +123,25 @@ pub fn table(columns: &[&str], rows: &[Vec<String>]) -> String {
     }
     let lines: Vec<_> = table.lines().map(|l| l.trim_end().to_owned()).collect();
     lines.join("\n")
+}
+
+/// Whether what is written to a terminal may be more than ASCII: it is none of the
+/// dumb ones, and its locale is of UTF-8.
+pub fn shows_unicode() -> bool {
+    let set = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let locale = set("LC_ALL")
+        .or_else(|| set("LC_CTYPE"))
+        .or_else(|| set("LANG"));
+    let is_utf8 = locale.is_some_and(|l| {
+        let l = l.to_ascii_lowercase();
+        l.contains("utf-8") || l.contains("utf8")
+    });
+    is_utf8 && !is_dumb()
+}
+
+/// A terminal that understands no escape sequences.
+pub fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
 /// Bytes with a unit of 1024.

@@ -1,37 +1,31 @@
 //! Any SCSI command.
 
 use crate::{
+    answer::{self, Answer, SenseAnswer},
     args::Cdb,
     copy::Target,
+    disk,
     fail::{Code, Fail},
     output::{self, dump, hex},
+    stopped,
+    stream::Reader,
 };
-use qpass_client::{Command, Device};
+use qpass_client::{Command, Device, Outcome, Sense, decode::opcode};
 use serde::Serialize;
-use std::{fs, io::Read, path::Path};
+use std::path::Path;
 
 #[derive(Serialize)]
-struct Answer {
+struct Sent {
     device: String,
     cdb: String,
-    ok: bool,
-    moved: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// T10's name of the command.
+    command: Option<&'static str>,
+    #[serde(flatten)]
+    answer: Answer,
+    /// What was moved from the device, unless it went into a file.
     data: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<ErrorAnswer>,
-}
-
-#[derive(Serialize)]
-struct ErrorAnswer {
-    text: String,
-    cam_status: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    asc: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ascq: Option<u8>,
+    /// Of REQUEST SENSE: what its data are.
+    returned: Option<SenseAnswer>,
 }
 
 /// Words of hexadecimal digits, together a CDB.
@@ -67,13 +61,12 @@ fn parse(words: &[String]) -> Result<Vec<u8>, Fail> {
 
 /// What goes to the device.
 fn input(path: &Path) -> Result<Vec<u8>, Fail> {
-    let read = if path == Path::new("-") {
-        let mut data = Vec::new();
-        std::io::stdin().read_to_end(&mut data).map(|_| data)
-    } else {
-        fs::read(path)
-    };
-    let data = read.map_err(|e| Fail::file(path, "read", &e))?;
+    let fail = |e: std::io::Error| Fail::file(path, "read", &e);
+    let mut reader = Reader::new(path, 1 << 20).map_err(fail)?;
+    let mut data = Vec::new();
+    while let Some(piece) = reader.piece().map_err(fail)? {
+        data.extend(piece);
+    }
     if data.is_empty() {
         return Err(Fail::usage(format!("{}: it is empty", path.display())));
     }
@@ -104,40 +97,81 @@ pub fn cdb(device: &Device, args: &Cdb, json: bool) -> Result<(), Fail> {
         Some(path) if args.data_in.is_some() => Some(Target::open(path)?),
         _ => None,
     };
-    let (command, outcome) = device.run(command)?;
-    let moved = outcome.unwrap_or(0).min(len);
+    let sent = disk::run(device, command);
+    if stopped() {
+        return Err(Fail::interrupted());
+    }
+    let (command, ended) = sent?;
+    let moved = answer::outcome(&ended).moved.min(len);
     let data = command.buffer().map(|b| &b[..moved]);
-    let read = data.filter(|_| args.data_in.is_some() && outcome.is_ok());
+    // What came with an error came all the same; of an error without, there is none.
+    let read = data.filter(|_| args.data_in.is_some() && (ended.is_ok() || moved != 0));
     if let (Some(target), Some(read)) = (target, read) {
         target.finish(read)?;
     }
+    let returned = match cdb[0] {
+        0x03 => read.and_then(Sense::parse),
+        _ => None,
+    };
     let to_stdout = args.file.as_deref() == Some(Path::new("-")) && args.data_in.is_some();
     if json && !to_stdout {
-        let sense = outcome.err().and_then(|e| e.sense());
-        output::json(&Answer {
+        let device_type = device.identity().map_or(0, |i| i.device_type);
+        let what = format!("command {}", hex(&cdb));
+        output::json(&Sent {
             device: device.name().into(),
             cdb: hex(&cdb),
-            ok: outcome.is_ok(),
-            moved,
+            command: opcode::scsi(&cdb, device_type),
+            answer: Answer::of(device.name(), &what, &ended),
             data: read.filter(|_| args.file.is_none()).map(hex),
-            error: outcome.err().map(|e| ErrorAnswer {
-                text: e.to_string(),
-                cam_status: e.cam.name(),
-                key: sense.map(|s| s.key),
-                asc: sense.map(|s| s.asc),
-                ascq: sense.map(|s| s.ascq),
-            }),
+            returned: returned.as_ref().map(SenseAnswer::from),
         })?;
-    } else if let (None, Some(read)) = (&args.file, read) {
-        output::text(&dump(read))?;
+    } else {
+        let mut lines = answer::lines(&ended);
+        lines.extend(smart(&cdb, answer::outcome(&ended)).map(String::from));
+        if let Some(returned) = returned {
+            lines.push(format!("returned {returned}"));
+        }
+        if let Some(read) = read
+            && read.len() < len
+        {
+            lines.insert(0, format!("moved   {moved} of {len} bytes"));
+        }
+        if to_stdout {
+            // stdout is the data.
+            lines.iter().for_each(|line| eprintln!("{line}"));
+        } else {
+            if let (None, Some(read)) = (&args.file, read)
+                && !read.is_empty()
+            {
+                lines.insert(0, dump(read));
+            }
+            if !lines.is_empty() {
+                output::text(&lines.join("\n"))?;
+            }
+        }
     }
-    match outcome {
+    match ended {
         Ok(_) => Ok(()),
         Err(error) => Err(Fail::command(
             device.name(),
             format!("command {}", hex(&cdb)),
             &error,
         )),
+    }
+}
+
+/// What SMART RETURN STATUS through ATA PASS-THROUGH says (ACS-4, 7.44.8).
+fn smart(cdb: &[u8], outcome: &Outcome) -> Option<&'static str> {
+    let (features, command) = match cdb {
+        [0x85, ..] => (cdb.get(4)?, cdb.get(14)?),
+        [0xa1, ..] => (cdb.get(3)?, cdb.get(9)?),
+        _ => return None,
+    };
+    let registers = outcome.registers()?;
+    match (*command, *features, registers.lba >> 8 & 0xffff) {
+        (0xb0, 0xda, 0xc24f) => Some("SMART   no threshold is exceeded"),
+        (0xb0, 0xda, 0x2cf4) => Some("SMART   a threshold is exceeded"),
+        _ => None,
     }
 }
 

@@ -93,7 +93,10 @@ fn interrupted(mut command: Command, signal: &str, begun: impl Fn() -> bool) -> 
     let pid = child.id().to_string();
     let sent = Command::new("kill").args([signal, &pid]).status();
     assert!(sent.expect("kill").success());
-    child.wait().expect("it ends").code()
+    let status = child.wait().expect("it ends");
+    // As a shell has it.
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    status.code().or(signal.map(|signal| 128 + signal))
 }
 
 fn noise(len: usize) -> Vec<u8> {
@@ -363,7 +366,7 @@ fn pipes_are_read_and_written_in_order() {
     assert!(run(&machine, &args).good().out == data);
     // As much as fits, and not more.
     let large = noise((8 << 20) + 512);
-    run_with(&machine, &["write", "-", "qpass0"], &large).failed(2, &["qpass0: is full"]);
+    run_with(&machine, &["write", "-", "qpass0"], &large).failed(3, &["qpass0: is full"]);
     run_with(&machine, &["write", "-", "qpass0"], &data[..100]).failed(2, &["--pad"]);
     run_with(&machine, &["write", "-", "qpass0", "--pad"], &data[..100]).good();
 }
@@ -455,7 +458,7 @@ fn a_write_goes_on_where_it_was() {
     let ended = interrupted(start(&machine, &args), "-TERM", || {
         Path::new(&note).exists()
     });
-    assert_eq!(ended, Some(130));
+    assert_eq!(ended, Some(143));
     let fast = machine.replace("4ms", "0us");
     let again = run(&fast, &[&args[..], &["--json", "--verify"]].concat()).good();
     let json = again.json();
@@ -473,7 +476,11 @@ fn copies_that_make_no_sense_are_refused() {
     fs::write(&odd, "1").expect("a file");
     let out = path(&dir, "out");
     for (args, code, words) in [
-        (&["write", &empty, "qpass0"][..], 2, "empty: it is empty"),
+        (
+            &["write", &empty, "qpass0"][..],
+            2,
+            "empty: it is empty: nothing to copy",
+        ),
         (&["write", &odd, "qpass0"], 2, "--pad"),
         (
             &["write", "/no/such", "qpass0"],
@@ -500,7 +507,11 @@ fn copies_that_make_no_sense_are_refused() {
             3,
             "create: no such file",
         ),
-        (&["read", "qpass0", &out, "--size", "100"], 2, "not a block"),
+        (
+            &["read", "qpass0", &out, "--size", "100"],
+            2,
+            "no multiple of a block",
+        ),
         (
             &["read", "qpass0", "-", "--verify"],
             2,
@@ -529,7 +540,8 @@ fn bench_compares_methods_and_writes_tables() {
     ];
     let more = ["--size", "4K", "--method", "enter,queue", "--csv", &table];
     let text = run(&machine, &[&args[..], &more].concat()).good();
-    assert!(text.text().contains("RATIO") && text.text().contains("commands/s over depth"));
+    // Charts are for terminals.
+    assert!(text.text().contains("RATIO") && text.text().is_ascii());
     let rows: Vec<csv::StringRecord> = csv::Reader::from_path(&table)
         .expect("a table")
         .records()
@@ -545,7 +557,7 @@ fn bench_compares_methods_and_writes_tables() {
     for row in json.as_array().expect("rows") {
         let number = |name: &str| row[name].as_f64().expect("a number");
         assert!(number("commands") > 0.0 && number("iops") > 0.0, "{row}");
-        assert!(number("p50_us") <= number("p99_us") && number("p99_us") <= number("max_us"));
+        assert!(number("p50_us") <= number("p90_us") && number("p90_us") <= number("max_us"));
         // It is the rate that the count and the time make.
         let rate = number("commands") / number("seconds");
         assert!((rate / number("iops") - 1.0).abs() < 1e-6);
@@ -731,12 +743,7 @@ fn a_device_that_goes_ends_a_copy_with_a_word() {
         &["bench", "qpass0", "--time", "20s"],
     ] {
         let ran = run(machine, args);
-        assert!(
-            [1, 3].contains(&ran.code),
-            "{args:?}: {} {}",
-            ran.code,
-            ran.err
-        );
+        assert_eq!(ran.code, 3, "{args:?}: {}", ran.err);
         assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
         let is_said = ["has gone", "is not there", "no such device"]
             .iter()

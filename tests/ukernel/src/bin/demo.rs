@@ -24,6 +24,14 @@ use ukernel::{
     sys, user,
 };
 
+/// Prints a line; whoever has closed the pipe has seen enough.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($words)*);
+    }};
+}
+
 /// Commands of each kind.
 const COMMANDS: u32 = 256;
 /// Commands outstanding on an open.
@@ -80,11 +88,11 @@ fn demo(path: &str, ko: &[u8]) -> Result<(), String> {
     let mut machine = Machine::new(config);
     let module = machine.load(ko)?;
     wait_until("/dev/qpass0 is there", || devfs::exists("qpass0"));
-    println!(
+    say!(
         "loaded    {path} ({} bytes) into the user-mode kernel",
         ko.len()
     );
-    println!(
+    say!(
         "devices   {} (RAM disk, {} MiB, 100 to 500 us a command)",
         devfs::names().join(" "),
         size >> 20
@@ -120,7 +128,7 @@ fn demo(path: &str, ko: &[u8]) -> Result<(), String> {
     }
     report_zones(&zones);
     machine.unload(module);
-    println!("unloaded  nothing left: no allocation, no zone item, no reference");
+    say!("unloaded  nothing left: no allocation, no zone item, no reference");
     if good {
         Ok(())
     } else {
@@ -246,14 +254,14 @@ fn read_event(fd: i32) -> sys::kevent {
 fn report(write: bool, pass: &Pass) -> bool {
     let seconds = pass.took.as_secs_f64();
     let quantile = |q| pass.latency.value_at_quantile(q);
-    println!(
+    say!(
         "{}  {COMMANDS} x {} KiB on 2 opens, depth {DEPTH} each: {:.0} commands/s, {:.0} MiB/s",
         if write { "WRITE(10)" } else { "READ(10) " },
         SIZE >> 10,
         f64::from(COMMANDS) / seconds,
         (COMMANDS as usize * SIZE) as f64 / seconds / f64::from(1 << 20),
     );
-    println!(
+    say!(
         "          latency us: p50 {}  p90 {}  p99 {}  max {}",
         quantile(0.5),
         quantile(0.9),
@@ -261,26 +269,29 @@ fn report(write: bool, pass: &Pass) -> bool {
         pass.latency.max()
     );
     if pass.failed != 0 {
-        println!("          {} commands FAILED", pass.failed);
+        say!("          {} commands FAILED", pass.failed);
     }
     if !write {
         match pass.wrong_bytes {
-            0 => println!(
+            0 => say!(
                 "verified  {} bytes read back are the bytes written",
                 COMMANDS as usize * SIZE
             ),
-            wrong => println!("verified  NO: {wrong} bytes differ"),
+            wrong => say!("verified  NO: {wrong} bytes differ"),
         }
     }
     pass.failed == 0 && pass.wrong_bytes == 0
 }
 
 fn report_zones(zones: &[ZoneStats]) {
-    println!("zones     name            bytes   allocs  high water");
+    say!("zones     name            bytes   allocs  high water");
     for zone in zones.iter().filter(|z| z.allocs != 0) {
-        println!(
+        say!(
             "          {:14} {:>6} {:>8} {:>11}",
-            zone.name, zone.size, zone.allocs, zone.high_water
+            zone.name,
+            zone.size,
+            zone.allocs,
+            zone.high_water
         );
     }
 }

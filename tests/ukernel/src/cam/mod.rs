@@ -67,6 +67,14 @@ pub trait Sim: Send + Sync {
     fn namespace(&self) -> Option<Vec<u8>> {
         None
     }
+    /// Identify Controller data, of an NVMe device.
+    fn controller(&self) -> Option<Vec<u8>> {
+        None
+    }
+    /// IDENTIFY DEVICE data, of an ATA disk.
+    fn identify(&self) -> Option<Vec<u8>> {
+        None
+    }
     /// What the SIM says of itself.
     fn path_inq(&self) -> PathInq;
     /// Commands that it takes at a time.
@@ -94,6 +102,10 @@ pub trait Sim: Send + Sync {
     /// As many as this at a time, of all its devices.
     fn sim_openings(&self) -> usize {
         1 << 16
+    }
+    /// Whether it answers a read of its first block as a disk does.
+    fn is_ordinary(&self) -> bool {
+        true
     }
     /// Makes the CCB, which is zeroes and a header, a read of the device's
     /// first block into `block`.
@@ -565,13 +577,21 @@ fn longest_packet(config: u16) -> u8 {
     }
 }
 
+/// What a device behind a SIM speaks.
+fn protocol(sim: &dyn Sim) -> sys::cam_proto {
+    match (sim.namespace(), sim.identify()) {
+        (Some(_), _) => sys::PROTO_NVME,
+        (_, Some(_)) => sys::PROTO_ATA,
+        _ => sys::PROTO_SCSI,
+    }
+}
+
 fn fill_getdev(device: &Device, cgd: &mut sys::ccb_getdev) {
     cgd.ccb_h.status = sys::CAM_REQ_CMP;
-    let namespace = device.sim.as_ref().and_then(|sim| sim.namespace());
-    cgd.protocol = match namespace {
-        Some(_) => sys::PROTO_NVME,
-        None => sys::PROTO_SCSI,
-    };
+    cgd.protocol = device
+        .sim
+        .as_ref()
+        .map_or(sys::PROTO_SCSI, |s| protocol(s.as_ref()));
     if let Some(config) = device.ata_config() {
         cgd.ident_data.config = config;
         if longest_packet(config) == 0 {
@@ -586,6 +606,20 @@ fn fill_getdev(device: &Device, cgd: &mut sys::ccb_getdev) {
             (&raw mut cgd.inq_data).cast::<u8>(),
             inquiry.len(),
         );
+    }
+    if let Some(mut identify) = device.sim.as_ref().and_then(|sim| sim.identify()) {
+        // ata_param_fixup(): the strings in the order of their letters.
+        for text in [20..40, 46..54, 54..94] {
+            identify[text]
+                .chunks_mut(2)
+                .for_each(|word| word.swap(0, 1));
+        }
+        let room = size_of_val(&cgd.ident_data).min(identify.len());
+        // SAFETY: plain data of that size.
+        unsafe {
+            let to = (&raw mut cgd.ident_data).cast::<u8>();
+            core::ptr::copy_nonoverlapping(identify.as_ptr(), to, room);
+        }
     }
     let serial = device.sim.as_ref().map_or("", |s| s.serial()).as_bytes();
     cgd.serial_num[..serial.len()].copy_from_slice(serial);
@@ -930,10 +964,7 @@ unsafe fn action(ccb: *mut sys::ccb) {
                     cpi.maxio = inq.maxio;
                     cpi.hba_misc = inq.hba_misc;
                     cpi.transport = inq.transport;
-                    cpi.protocol = match sim.namespace() {
-                        Some(_) => sys::PROTO_NVME,
-                        None => sys::PROTO_SCSI,
-                    };
+                    cpi.protocol = protocol(sim.as_ref());
                     cpi.dev_name = [0; sys::DEV_IDLEN as usize];
                     for (to, from) in cpi.dev_name.iter_mut().zip(sim.name().bytes()) {
                         *to = from as c_char;
@@ -1183,6 +1214,15 @@ fn advinfo(device: &Arc<Device>, cdai: &mut sys::ccb_dev_advinfo) {
         sys::CDAI_TYPE_NVME_NS if !stores => {
             match device.sim.as_ref().and_then(|sim| sim.namespace()) {
                 Some(namespace) => namespace,
+                None => {
+                    cdai.ccb_h.status = sys::CAM_REQ_INVALID;
+                    return;
+                }
+            }
+        }
+        sys::CDAI_TYPE_NVME_CNTRL if !stores => {
+            match device.sim.as_ref().and_then(|sim| sim.controller()) {
+                Some(controller) => controller,
                 None => {
                     cdai.ccb_h.status = sys::CAM_REQ_INVALID;
                     return;

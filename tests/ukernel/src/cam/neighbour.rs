@@ -150,11 +150,14 @@ pub fn neighbour_reads(device: &Arc<Device>, patience: Duration) -> Option<Durat
     Some(begun.elapsed())
 }
 
-/// Reads a block of each device that is there. A device that is frozen, or
+/// Reads a block of each device that is there, and answers such a read as usual. A device that is frozen, or
 /// keeps its own driver waiting, ends the process.
 pub fn all_neighbours_read() {
     let devices = EDT.devices.lock().unwrap().clone();
     for device in devices {
+        if device.sim.as_ref().is_some_and(|sim| !sim.is_ordinary()) {
+            continue;
+        }
         if neighbour_reads(&device, PATIENCE).is_none() {
             let counts = queue::counts(&device);
             broken(&format!(

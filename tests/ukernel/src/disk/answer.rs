@@ -3,6 +3,8 @@
 use super::{
     RamDisk,
     data::{Gathered, runs},
+    tape,
+    zones::Zones,
 };
 use crate::{
     busdma::Map,
@@ -15,7 +17,7 @@ use crate::{
 use std::sync::atomic::Ordering;
 
 impl RamDisk {
-    fn gather(
+    pub(super) fn gather(
         &self,
         map: Option<&Map>,
         flags: u32,
@@ -36,7 +38,7 @@ impl RamDisk {
     }
 
     /// What is said to be left of a transfer of which that much is.
-    fn resid(&self, left: usize) -> u32 {
+    pub(super) fn resid(&self, left: usize) -> u32 {
         if self.lies_about_residual.load(Ordering::Relaxed) {
             return 0;
         }
@@ -52,36 +54,16 @@ impl RamDisk {
             csio.ccb_h.status = sys::CAM_REQ_INVALID;
             return false;
         }
-        let answer = if self.takes_unit_attention() {
+        let (moved, sense) = if self.takes_unit_attention() {
             // POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
-            Err((6, 0x29, 0))
+            (0, Some(scsi::fixed_sense((6, 0x29, 0)).to_vec()))
         } else {
             self.execute(csio, len, map)
         };
-        match answer {
-            Ok(moved) => {
-                csio.ccb_h.status = sys::CAM_REQ_CMP;
-                csio.scsi_status = sys::SCSI_STATUS_OK as u8;
-                csio.resid = self.resid(len - moved);
-                true
-            }
-            Err(sense) => {
-                let sense = scsi::fixed_sense(sense);
-                let room = usize::from(csio.sense_len).min(sense.len());
-                // SAFETY: sense_data is larger than fixed sense.
-                unsafe {
-                    core::ptr::copy_nonoverlapping(
-                        sense.as_ptr(),
-                        (&raw mut csio.sense_data).cast::<u8>(),
-                        room,
-                    );
-                }
-                csio.sense_resid = csio.sense_len - room as u8;
-                csio.ccb_h.status = sys::CAM_SCSI_STATUS_ERROR | sys::CAM_AUTOSNS_VALID;
-                csio.scsi_status = sys::SCSI_STATUS_CHECK_COND as u8;
-                csio.resid = len as u32;
-                false
-            }
+        csio.resid = self.resid(len - moved);
+        match sense {
+            None => end_scsi(csio, 0, None),
+            Some(sense) => end_scsi(csio, sys::SCSI_STATUS_CHECK_COND as u8, Some(&sense)),
         }
     }
 
@@ -91,7 +73,13 @@ impl RamDisk {
             .is_ok()
     }
 
-    fn execute(&self, csio: &sys::ccb_scsiio, len: usize, map: Option<&Map>) -> scsi::Answer {
+    /// Carries a command out: bytes moved, and sense data unless it is GOOD.
+    pub(super) fn execute(
+        &self,
+        csio: &sys::ccb_scsiio,
+        len: usize,
+        map: Option<&Map>,
+    ) -> tape::Ended {
         let flags = csio.ccb_h.flags;
         let mut copy = self.gather(map, flags, csio.data_ptr, csio.sglist_cnt, len);
         // SAFETY: the union is plain data; a CDB elsewhere stays valid until
@@ -104,33 +92,121 @@ impl RamDisk {
             }
         };
         if cdb.first() == Some(&0x53) && flags & sys::CAM_DIR_MASK == sys::CAM_DIR_BOTH {
-            return self.write_and_read(cdb, &mut copy);
+            return told(self.write_and_read(cdb, &mut copy));
         }
-        if self.rots.load(Ordering::Relaxed) && flags & sys::CAM_DIR_MASK == sys::CAM_DIR_OUT {
+        let is_write = flags & sys::CAM_DIR_MASK == sys::CAM_DIR_OUT;
+        if self.rots.load(Ordering::Relaxed) && is_write {
             copy.bytes.iter_mut().take(1).for_each(|byte| *byte ^= 1);
         }
+        let head = std::array::from_fn(|i| cdb.get(i).copied().unwrap_or(0));
+        let reads = flags & sys::CAM_DIR_MASK == sys::CAM_DIR_IN;
         let data = match flags & sys::CAM_DIR_MASK {
             _ if copy.bytes.is_empty() => Data::None,
             sys::CAM_DIR_IN => Data::In(&mut copy.bytes),
             sys::CAM_DIR_OUT => Data::Out(&copy.bytes),
             _ => Data::None,
         };
+        let ended = self.by_kind(cdb, &head, data);
+        if reads {
+            copy.give_back();
+        }
+        ended
+    }
+
+    /// The same, as a disk of its kind does.
+    fn by_kind(&self, cdb: &[u8], head: &[u8; 16], mut data: Data<'_>) -> tape::Ended {
+        let odd = &self.config.odd;
+        let writes = matches!(data, Data::Out(_));
+        if odd.kind == super::Kind::Tape {
+            let again = reborrow(&mut data);
+            if let Some(ended) = self.tape.lock().unwrap().execute(head, again) {
+                return ended;
+            }
+        }
+        if let Some(zones) = self.zones.lock().unwrap().as_mut() {
+            if let Err(sense) = Zones::check(head) {
+                return told(Err(sense));
+            }
+            if let Some(answer) = zones.execute(head, reborrow(&mut data)) {
+                return told(answer);
+            }
+            if let (true, Some((lba, count))) = (writes, scsi::range(head))
+                && let Err(sense) = zones.write(lba, count)
+            {
+                return told(Err(sense));
+            }
+        }
+        if let Some((lba, count)) = scsi::range(head) {
+            if writes && odd.readonly {
+                return told(Err((7, 0x27, 0)));
+            }
+            if writes {
+                self.mend(lba, count);
+            } else if let Some(bad) = self.first_bad(lba, count) {
+                return self.medium_error(lba, bad, reborrow(&mut data));
+            }
+            if let (true, Data::Out(bytes)) = (odd.lies, &data) {
+                return (bytes.len(), None);
+            }
+        }
+        let standard = self.standard();
         let answer = Disk {
             blocks: &mut self.blocks.lock().unwrap(),
             serial: &self.serial,
+            block: odd.block,
+            standard: &standard,
         }
         .execute(cdb, data);
-        if flags & sys::CAM_DIR_MASK == sys::CAM_DIR_IN {
-            copy.give_back();
+        told(answer)
+    }
+
+    /// The first block of a range that cannot be read.
+    pub(super) fn first_bad(&self, lba: u64, count: u64) -> Option<u64> {
+        let end = lba.saturating_add(count);
+        let bad = self.bad.lock().unwrap();
+        let inside = bad
+            .iter()
+            .filter(|(first, last)| *first < end && *last >= lba);
+        inside.map(|(first, _)| (*first).max(lba)).min()
+    }
+
+    /// Blocks that are written can be read.
+    pub(super) fn mend(&self, lba: u64, count: u64) {
+        let end = lba.saturating_add(count);
+        let mut bad = self.bad.lock().unwrap();
+        let rest = |(first, last): (u64, u64)| {
+            let before = (first < lba).then(|| (first, last.min(lba.saturating_sub(1))));
+            let behind = (last >= end).then(|| (first.max(end), last));
+            before.into_iter().chain(behind)
+        };
+        let left: Vec<_> = bad.drain(..).flat_map(rest).collect();
+        *bad = left;
+    }
+
+    /// UNRECOVERED READ ERROR at a block: what comes before it is moved.
+    fn medium_error(&self, lba: u64, bad: u64, data: Data<'_>) -> tape::Ended {
+        let block = self.config.odd.block;
+        let mut moved = 0;
+        if let Data::In(to) = data {
+            let blocks = self.blocks.lock().unwrap();
+            let at = lba as usize * block;
+            let len = ((bad - lba) as usize * block).min(to.len());
+            if let Some(from) = blocks.get(at..at + len) {
+                to[..len].copy_from_slice(from);
+                moved = len;
+            }
         }
-        answer
+        let mut sense = scsi::fixed_sense((3, 0x11, 0)).to_vec();
+        sense[0] |= 0x80;
+        sense[3..7].copy_from_slice(&(bad as u32).to_be_bytes());
+        (moved, Some(sense))
     }
 
     /// XDWRITEREAD(10) (SBC-3): writes the data, and answers what it and the old
     /// data are, XORed.
     fn write_and_read(&self, cdb: &[u8], copy: &mut Gathered) -> scsi::Answer {
         let lba = u32::from_be_bytes([cdb[2], cdb[3], cdb[4], cdb[5]]) as usize;
-        let at = lba * scsi::BLOCK;
+        let at = lba * self.config.odd.block;
         let mut blocks = self.blocks.lock().unwrap();
         let Some(range) = blocks.get_mut(at..at + copy.bytes.len()) else {
             return Err((5, 0x21, 0));
@@ -142,63 +218,6 @@ impl RamDisk {
         }
         copy.give_back();
         Ok(copy.bytes.len())
-    }
-
-    /// READ DMA EXT, WRITE DMA EXT, READ and WRITE FPDMA QUEUED, IDENTIFY DEVICE,
-    /// CHECK POWER MODE (ACS-4); all else is aborted.
-    pub(super) fn answer_ata(&self, io: &mut sys::ccb_ataio, map: Option<&Map>) -> bool {
-        let len = io.dxfer_len as usize;
-        let lba = usize::from(io.cmd.lba_low)
-            | usize::from(io.cmd.lba_mid) << 8
-            | usize::from(io.cmd.lba_high) << 16;
-        let at = lba * scsi::BLOCK;
-        let mut copy = self.gather(map, io.ccb_h.flags, io.data_ptr, 0, len);
-        let data = copy.bytes.as_mut_ptr();
-        let is_ncq = matches!(io.cmd.command, 0x60 | 0x61);
-        let sectors = if is_ncq {
-            usize::from(io.cmd.features) | usize::from(io.cmd.features_exp) << 8
-        } else {
-            usize::from(io.cmd.sector_count) | usize::from(io.cmd.sector_count_exp) << 8
-        };
-        let moved = match io.cmd.command {
-            command @ (0x25 | 0x35 | 0x60 | 0x61) => {
-                let mut blocks = self.blocks.lock().unwrap();
-                // No count stands for the most there can be.
-                let len = match sectors {
-                    0 => len,
-                    n => len.min(n * scsi::BLOCK),
-                };
-                move_block(&mut blocks, at, data, len, matches!(command, 0x35 | 0x61))
-            }
-            0xec => {
-                let mut page = vec![0; 512];
-                // Words 27 to 46: the model number, bytes of a word swapped.
-                for (i, byte) in b"QPASS RAM DISK".iter().enumerate() {
-                    page[54 + (i ^ 1)] = *byte;
-                }
-                move_block(&mut page, 0, data, len.min(512), false)
-            }
-            0xe5 => Some(0),
-            _ => None,
-        };
-        if io.ccb_h.flags & sys::CAM_DIR_MASK == sys::CAM_DIR_IN {
-            copy.give_back();
-        }
-        match moved {
-            Some(moved) => {
-                io.resid = self.resid(len - moved);
-                io.res.status = 0x50;
-                io.ccb_h.status = sys::CAM_REQ_CMP;
-                true
-            }
-            None => {
-                io.resid = len as u32;
-                io.res.status = 0x51;
-                io.res.error = 0x04;
-                io.ccb_h.status = sys::CAM_ATA_STATUS_ERROR;
-                false
-            }
-        }
     }
 
     /// Read, Write and Flush; Identify Controller (NVM Express 2.0).
@@ -216,13 +235,9 @@ impl RamDisk {
         if let Some(what) = what
             && self.config.model.is_nvme
         {
-            let answer = nvme::execute(what, map, &mut self.blocks.lock().unwrap());
-            io.ccb_h.status = match answer {
-                Ok(()) => sys::CAM_REQ_CMP,
-                Err(_) => sys::CAM_NVME_STATUS_ERROR,
-            };
+            let answer = self.by_namespace(what, map, lba as u64, entry[0]);
             *self.nvme_status.lock().unwrap() = answer.err();
-            return answer.is_ok();
+            return end_nvme(io, answer.err().unwrap_or(0));
         }
         let len = io.dxfer_len as usize;
         let mut copy = self.gather(None, io.ccb_h.flags, io.data_ptr, io.sglist_cnt, len);
@@ -242,11 +257,36 @@ impl RamDisk {
             _ => None,
         };
         copy.give_back();
-        io.ccb_h.status = match moved {
-            Some(_) => sys::CAM_REQ_CMP,
-            None => sys::CAM_NVME_STATUS_ERROR,
-        };
-        moved.is_some()
+        end_nvme(
+            io,
+            match moved {
+                Some(_) => 0,
+                None => nvme::status::INVALID_OPCODE,
+            },
+        )
+    }
+
+    /// What a namespace makes of a command: its status, if it fails.
+    fn by_namespace(&self, io: &Io, map: Option<&Map>, lba: u64, opcode: u8) -> Result<(), u16> {
+        let is_io = io.func_code == sys::XPT_NVME_IO;
+        let odd = &self.config.odd;
+        let count = u32::from_le_bytes(io.command[48..52].try_into().expect("4 bytes"));
+        let count = u64::from(count & 0xffff) + 1;
+        match opcode {
+            1 if is_io && odd.readonly => return Err(nvme::status::WRITE_PROTECTED),
+            1 if is_io => {
+                self.mend(lba, count);
+                if odd.lies {
+                    return Ok(());
+                }
+            }
+            2 if is_io && self.first_bad(lba, count).is_some() => {
+                return Err(nvme::status::UNRECOVERED_READ);
+            }
+            _ => {}
+        }
+        let mut blocks = self.blocks.lock().unwrap();
+        nvme::execute(io, map, &mut blocks, odd.block, || self.namespace_data())
     }
 
     /// READ_MULTIPLE_BLOCK and WRITE_MULTIPLE_BLOCK by block address, and
@@ -281,8 +321,65 @@ impl RamDisk {
     }
 }
 
+/// An answer of the SCSI disk, told as sense data.
+fn told(answer: scsi::Answer) -> tape::Ended {
+    match answer {
+        Ok(moved) => (moved, None),
+        Err(sense) => (0, Some(scsi::fixed_sense(sense).to_vec())),
+    }
+}
+
+fn reborrow<'a>(data: &'a mut Data<'_>) -> Data<'a> {
+    match data {
+        Data::None => Data::None,
+        Data::In(to) => Data::In(to),
+        Data::Out(from) => Data::Out(from),
+    }
+}
+
+/// Ends a SCSI command with a status, and sense data: whether it is GOOD.
+pub(super) fn end_scsi(csio: &mut sys::ccb_scsiio, status: u8, sense: Option<&[u8]>) -> bool {
+    csio.scsi_status = status;
+    csio.ccb_h.status = match status {
+        0 => sys::CAM_REQ_CMP,
+        _ => sys::CAM_SCSI_STATUS_ERROR,
+    };
+    if let Some(sense) = sense {
+        let room = usize::from(csio.sense_len)
+            .min(sense.len())
+            .min(size_of::<sys::scsi_sense_data>());
+        // SAFETY: sense_data has that much room.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                sense.as_ptr(),
+                (&raw mut csio.sense_data).cast::<u8>(),
+                room,
+            );
+        }
+        csio.sense_resid = csio.sense_len - room as u8;
+        csio.ccb_h.status |= sys::CAM_AUTOSNS_VALID;
+    }
+    status == 0
+}
+
+/// Ends an NVMe command with a status code, the type above it: whether it is good.
+pub(super) fn end_nvme(io: &mut sys::ccb_nvmeio, status: u16) -> bool {
+    io.cpl.status = (status << 1).to_le();
+    io.ccb_h.status = match status {
+        0 => sys::CAM_REQ_CMP,
+        _ => sys::CAM_NVME_STATUS_ERROR,
+    };
+    status == 0
+}
+
 /// Moves `len` bytes between the disk and kernel memory, if they are there.
-fn move_block(disk: &mut [u8], at: usize, data: *mut u8, len: usize, write: bool) -> Option<usize> {
+pub(super) fn move_block(
+    disk: &mut [u8],
+    at: usize,
+    data: *mut u8,
+    len: usize,
+    write: bool,
+) -> Option<usize> {
     let range = disk.get_mut(at..at.checked_add(len)?)?;
     if len != 0 && data.is_null() {
         return None;

@@ -1201,6 +1201,7 @@ const BUSY: Config = Config {
     jitter: Duration::from_micros(300),
     threads: 3,
     unmapped: true,
+    odd: ukernel::disk::Odd::NONE,
 };
 
 fn many_threads_share_an_open() {

@@ -37,6 +37,7 @@ const PAGES: Config = Config {
     jitter: Duration::ZERO,
     threads: 2,
     unmapped: true,
+    odd: ukernel::disk::Odd::NONE,
 };
 
 /// Copied bytes, bytes that were not, and commands that came with pages.

@@ -61,7 +61,8 @@ const CASES: &[(&str, fn())] = &[
 
 pub fn main() {
     if let Ok(name) = std::env::var("CLIENT_CASE") {
-        let case = CASES.iter().find(|(n, _)| *n == name).expect("a case");
+        let mut all = CASES.iter().chain(crate::field::CASES);
+        let case = all.find(|(n, _)| *n == name).expect("a case");
         case.1();
         return;
     }
@@ -79,10 +80,11 @@ pub fn main() {
             Err(Failed::from(format!("{}\n{text}", out.status)))
         })
     };
-    libtest_mimic::run(&arguments, CASES.iter().map(trial).collect()).exit();
+    let all = CASES.iter().chain(crate::field::CASES);
+    libtest_mimic::run(&arguments, all.map(trial).collect()).exit();
 }
 
-fn boot(description: &str) -> (Arc<dyn Kernel>, Device) {
+pub fn boot(description: &str) -> (Arc<dyn Kernel>, Device) {
     let kernel = umode::boot(description).expect("the kernel");
     let device = Device::open(&kernel, "qpass0").expect("open");
     (kernel, device)
@@ -93,7 +95,7 @@ fn all(queue: &mut Queue) -> Vec<(u64, Result<usize, Failure>)> {
     while queue.in_flight() != 0 {
         let some = queue.reap(1, Duration::from_secs(20)).expect("reap");
         assert!(!some.is_empty(), "nothing came in 20 s");
-        found.extend(some.into_iter().map(|c| (c.tag, c.result)));
+        found.extend(some.into_iter().map(|c| (c.tag, c.result.map(|o| o.moved))));
     }
     found.sort_by_key(|(tag, _)| *tag);
     found
@@ -124,7 +126,7 @@ fn what_is_written_is_read() {
                 }
                 while queue.in_flight() != 0 {
                     for done in queue.reap(1, Duration::from_secs(20)).expect("reap") {
-                        assert_eq!(done.result, Ok(len));
+                        assert_eq!(done.result.map(|o| o.moved), Ok(len));
                         let buffer = done.command.into_buffer().expect("its buffer");
                         assert_eq!(&buffer[..], pattern(done.tag, len));
                     }
@@ -172,7 +174,8 @@ fn errors_carry_sense() {
     for method in [Method::Enter, Method::Queue] {
         let mut queue = device.queue(1, method).expect("queue");
         queue.submit(Command::cdb(&[0xff]), 7).expect("room");
-        let [(7, Err(Failure::Failed(error)))] = all(&mut queue)[..] else {
+        let found = all(&mut queue);
+        let [(7, Err(Failure::Failed(error)))] = &found[..] else {
             panic!("one error");
         };
         assert_eq!(error.sense().expect("sense").asc, 0x20);
@@ -347,7 +350,10 @@ fn ata_and_nvme_commands_are_carried_out() {
     let data = pattern(3, 4096);
     let mut full = buffer();
     full.copy_from_slice(&data);
-    let run = |command| device.run(command).expect("sent");
+    let run = |command| {
+        let (command, ended) = device.run(command).expect("sent");
+        (command, ended.map(|outcome| outcome.moved))
+    };
     let (_, outcome) = run(Command::ata_write(8, 8, full, 4096));
     assert_eq!(outcome, Ok(4096));
     let (command, outcome) = run(Command::ata_read(8, 8, buffer(), 4096));
@@ -367,7 +373,8 @@ fn ata_and_nvme_commands_are_carried_out() {
     let error = outcome.expect_err("not of this disk");
     assert_eq!(
         error.to_string(),
-        "ATA error (CAM_ATA_STATUS_ERROR): status 0x51, error 0x04 command aborted"
+        "ATA error (CAM_ATA_STATUS_ERROR): status 0x51, error 0x04 command aborted, \
+         count 0x0, lba 0x0, device 0x00"
     );
 }
 

@@ -2,6 +2,8 @@
 
 #[cfg(target_os = "linux")]
 mod cases;
+#[cfg(target_os = "linux")]
+mod field;
 
 fn main() {
     #[cfg(target_os = "linux")]

@@ -15,6 +15,8 @@ struct Compare<'a> {
     /// Bytes of the file; zeroes follow.
     len: u64,
     scratch: Vec<u8>,
+    /// Chunks before it are as they should be.
+    good: u64,
 }
 
 /// A file's bytes at a place, and zeroes behind its end.
@@ -26,8 +28,9 @@ pub fn read_padded(file: &File, at: u64, len: u64, to: &mut [u8]) -> io::Result<
 }
 
 impl Work for Compare<'_> {
-    fn command(&mut self, chunk: Chunk, buffer: Buffer) -> Result<Option<Command>, Fail> {
-        Ok(Some(self.disk.read(chunk.lba, chunk.blocks, buffer)))
+    fn command(&mut self, chunk: Chunk, buffer: Buffer) -> Result<Option<(Command, usize)>, Fail> {
+        let command = self.disk.read(chunk.lba, chunk.blocks, buffer);
+        Ok(Some((command, chunk.blocks)))
     }
 
     fn done(&mut self, chunk: Chunk, data: &[u8]) -> Result<(), Fail> {
@@ -49,16 +52,60 @@ impl Work for Compare<'_> {
             )),
         }
     }
+
+    fn all_done(&mut self, next: u64) -> Result<(), Fail> {
+        self.good = next;
+        Ok(())
+    }
 }
 
-/// Reads all of a plan's blocks, and compares them with `len` bytes of a file.
-pub fn verify(plan: &Plan<'_>, file: &File, path: &Path, len: u64) -> Result<(), Fail> {
+/// Reads all of a plan's blocks, and compares them with `len` bytes of a file: with
+/// a failure, how many bytes were the same before it.
+pub fn verify(
+    plan: &Plan<'_>,
+    verb: Verb,
+    file: &File,
+    path: &Path,
+    len: u64,
+) -> Result<(), (Fail, u64)> {
     let mut work = Compare {
         disk: plan.disk,
         file,
         path,
         len,
         scratch: Vec::new(),
+        good: 0,
     };
-    run(plan, 0, Verb::Verify, &mut work)
+    let result = run(plan, 0, verb, &mut work);
+    result.map_err(|fail| (fail, plan.bytes_before(work.good)))
+}
+
+/// How many places of a copy that goes on are looked at, and how much at each.
+const SAMPLES: u64 = 64;
+const SAMPLE: usize = 64 << 10;
+
+/// Compares samples of what a note says is done, its beginning and its end among
+/// them: all of it, if that is little.
+pub fn compare_samples(
+    plan: &Plan<'_>,
+    done: u64,
+    file: &File,
+    path: &Path,
+    len: u64,
+) -> Result<(), Fail> {
+    let block = plan.disk.block;
+    let blocks = done / block as u64;
+    if blocks == 0 {
+        return Ok(());
+    }
+    let per = (SAMPLE / block).clamp(1, plan.per);
+    let stride = blocks.div_ceil(SAMPLES).max(per as u64);
+    let samples = Plan {
+        blocks,
+        per,
+        stride,
+        quiet: true,
+        ..*plan
+    };
+    verify(&samples, Verb::Compare, file, path, len).map_err(|(fail, _)| fail)
 }

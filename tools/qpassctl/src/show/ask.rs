@@ -1,53 +1,145 @@
 //! What a device answers.
 
 use crate::{
-    disk::{Disk, ask, kind},
-    fail::Fail,
-    output::{self, ascii, dump, hex, human},
+    answer::{Answer, lines},
+    disk::{Disk, ask, kind, run},
+    fail::{Code, Fail},
+    output::{self, dump, hex, human},
+    stopped,
 };
-use qpass_client::{Command, Device, Protocol};
+use qpass_client::{
+    Command, Device, Protocol,
+    decode::{
+        inquiry::{Bad, Page, Standard},
+        text,
+    },
+};
 use serde::Serialize;
 
 #[derive(Serialize)]
 struct Inquiry {
     device: String,
     kind: &'static str,
+    /// What the qualifier says, if the unit is not there.
+    absent: Option<&'static str>,
     vendor: String,
     product: String,
     revision: String,
     removable: bool,
     version: u8,
+    version_name: &'static str,
     queueing: bool,
+    /// Bytes that there are of it.
+    length: usize,
+    /// Fewer came.
+    short: bool,
     raw: String,
 }
 
 #[derive(Serialize)]
-struct Page {
+struct PageAnswer {
     device: String,
     page: u8,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Of page 0: which pages there are.
     pages: Option<Vec<u8>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Of page 80h.
     serial: Option<String>,
+    /// Bytes that there are of it, with its header.
+    length: usize,
+    /// Fewer came.
+    short: bool,
     raw: String,
 }
 
-fn printable(data: &[u8]) -> String {
-    ascii(data, ' ').trim().into()
+/// Most that INQUIRY is asked for: some controllers hang at more.
+const MOST: usize = 0x4000;
+/// What it is asked for first: before SPC-3 the length had one byte.
+const FIRST: usize = 255;
+
+fn bad(device: &Device, what: &str, why: Bad) -> Fail {
+    Fail::new(Code::Command, format!("{}: {what}: {why}", device.name()))
 }
 
-/// What version of the SCSI primary commands it follows (SPC-5, table 151).
-fn version(byte: u8) -> &'static str {
-    match byte {
-        0 => "no standard",
-        2 => "SCSI-2",
-        3 => "SPC",
-        4 => "SPC-2",
-        5 => "SPC-3",
-        6 => "SPC-4",
-        7 => "SPC-5",
-        _ => "unknown",
+/// The standard data, as far as they came. Some devices take no more than 36 bytes'
+/// room for a question; what is longer than one byte says is asked for again.
+fn standard(device: &Device) -> Result<Vec<u8>, Fail> {
+    let question = |len| -> Result<Vec<u8>, Fail> {
+        let command = Command::inquiry(None, device.buffer(len)?);
+        ask(device, "INQUIRY", command)
+    };
+    let first = match question(FIRST) {
+        Ok(data) => data,
+        Err(fail) if fail.code != Code::Command => return Err(fail),
+        Err(fail) => question(36).map_err(|_| fail)?,
+    };
+    let length = Standard::parse(&first).map_or(0, |found| found.length);
+    if length <= FIRST || first.len() < FIRST {
+        return Ok(first);
     }
+    Ok(question(length)
+        .ok()
+        .filter(|again| again.len() > first.len())
+        .unwrap_or(first))
+}
+
+/// A page: 255 bytes first, and again if it says that it has more.
+fn page(device: &Device, number: u8) -> Result<Vec<u8>, Fail> {
+    let what = format!("INQUIRY page {number:#04x}");
+    let question = |len| -> Result<Vec<u8>, Fail> {
+        let command = Command::inquiry(Some(number), device.buffer(len)?);
+        ask(device, &what, command)
+    };
+    let first = question(FIRST)?;
+    // One that has no pages may give these; that it has none is no error here.
+    let known = standard(device).unwrap_or_default();
+    let length = Page::parse(&first, number, &known)
+        .map_err(|why| bad(device, &what, why))?
+        .length;
+    if length <= FIRST {
+        return Ok(first);
+    }
+    // One that refuses, or gives less, has said what it has.
+    let again = question(length.min(MOST)).unwrap_or_default();
+    let is_better = again.len() > first.len() && Page::parse(&again, number, &known).is_ok();
+    Ok(if is_better { again } else { first })
+}
+
+fn show_page(device: &Device, number: u8, json: bool) -> Result<(), Fail> {
+    let data = page(device, number)?;
+    let what = format!("INQUIRY page {number:#04x}");
+    let page = Page::parse(&data, number, &[]).map_err(|why| bad(device, &what, why))?;
+    let short = page.raw.len() < page.length;
+    if json {
+        return output::json(&PageAnswer {
+            device: device.name().into(),
+            page: number,
+            pages: (number == 0).then(|| page.body.to_vec()),
+            serial: (number == 0x80).then(|| text(page.body)),
+            length: page.length,
+            short,
+            raw: hex(page.raw),
+        });
+    }
+    match number {
+        0 => {
+            let pages: Vec<_> = page.body.iter().map(|p| format!("{p:#04x}")).collect();
+            output::text(&pages.join("\n"))?;
+        }
+        0x80 => output::text(&text(page.body))?,
+        _ => output::text(&dump(page.raw))?,
+    }
+    if short {
+        say_short(device, page.raw.len(), page.length);
+    }
+    Ok(())
+}
+
+/// On stderr: stdout has what there is.
+fn say_short(device: &Device, came: usize, length: usize) {
+    eprintln!(
+        "qpassctl: {}: short: the device gave {came} of {length} bytes",
+        device.name()
+    );
 }
 
 pub fn inquiry(device: &Device, page: Option<u8>, json: bool) -> Result<(), Fail> {
@@ -60,46 +152,28 @@ pub fn inquiry(device: &Device, page: Option<u8>, json: bool) -> Result<(), Fail
         )));
     }
     if let Some(page) = page {
-        let command = Command::inquiry(Some(page), device.buffer(4096)?);
-        let data = ask(device, &format!("INQUIRY page {page:#04x}"), command)?;
-        let len = 4 + usize::from(u16::from_be_bytes([data[2], data[3]]));
-        let data = &data[..len.min(data.len())];
-        let body = &data[4..];
-        if json {
-            return output::json(&Page {
-                device: name.into(),
-                page,
-                pages: (page == 0).then(|| body.to_vec()),
-                serial: (page == 0x80).then(|| printable(body)),
-                raw: hex(data),
-            });
-        }
-        return match page {
-            0 => {
-                let pages: Vec<_> = body.iter().map(|p| format!("{p:#04x}")).collect();
-                output::text(&pages.join("\n"))
-            }
-            0x80 => output::text(&printable(body)),
-            _ => output::text(&dump(data)),
-        };
+        return show_page(device, page, json);
     }
-    let data = ask(
-        device,
-        "INQUIRY",
-        Command::inquiry(None, device.buffer(255)?),
-    )?;
-    let len = 5 + usize::from(data[4]);
-    let data = &data[..len.clamp(36, data.len())];
+    let data = standard(device)?;
+    let found = Standard::parse(&data).map_err(|why| bad(device, "INQUIRY", why))?;
+    let short = found.came < found.length;
     let answer = Inquiry {
         device: name.into(),
-        kind: kind(&identity),
-        vendor: printable(&data[8..16]),
-        product: printable(&data[16..32]),
-        revision: printable(&data[32..36]),
-        removable: data[1] & 0x80 != 0,
-        version: data[2],
-        queueing: data[7] & 2 != 0,
-        raw: hex(data),
+        kind: match found.absence() {
+            Some(why) => why,
+            None => qpass_client::decode::inquiry::type_name(found.device_type),
+        },
+        absent: found.absence(),
+        removable: found.removable,
+        version: found.version,
+        version_name: found.version_name(),
+        queueing: found.queueing,
+        length: found.length,
+        short,
+        raw: hex(&data[..found.came]),
+        vendor: found.vendor,
+        product: found.product,
+        revision: found.revision,
     };
     if json {
         return output::json(&answer);
@@ -112,32 +186,46 @@ pub fn inquiry(device: &Device, page: Option<u8>, json: bool) -> Result<(), Fail
         answer.vendor,
         answer.product,
         answer.revision,
-        version(answer.version),
+        answer.version_name,
         yes(answer.removable),
         yes(answer.queueing),
-    ))
+    ))?;
+    if short {
+        say_short(device, found.came, found.length);
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
 struct Ready {
     device: String,
     ready: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    #[serde(flatten)]
+    answer: Answer,
 }
 
 pub fn tur(device: &Device, json: bool) -> Result<(), Fail> {
-    let (_, outcome) = device.run(Command::test_unit_ready())?;
+    let sent = run(device, Command::test_unit_ready());
+    if stopped() {
+        return Err(Fail::interrupted());
+    }
+    let (_, ended) = sent?;
     if json {
         output::json(&Ready {
             device: device.name().into(),
-            ready: outcome.is_ok(),
-            error: outcome.as_ref().err().map(ToString::to_string),
+            ready: ended.is_ok(),
+            answer: Answer::of(device.name(), "not ready", &ended),
         })?;
-    } else if outcome.is_ok() {
-        output::text(&format!("{}: ready", device.name()))?;
+    } else {
+        let mut text = lines(&ended);
+        if ended.is_ok() {
+            text.insert(0, format!("{}: ready", device.name()));
+        }
+        if !text.is_empty() {
+            output::text(&text.join("\n"))?;
+        }
     }
-    match outcome {
+    match ended {
         Ok(_) => Ok(()),
         Err(error) => Err(Fail::command(device.name(), "not ready", &error)),
     }
@@ -148,7 +236,10 @@ struct Capacity {
     device: String,
     blocks: u64,
     block: usize,
+    physical_block: u64,
     bytes: u64,
+    /// Blocks of a zone that is written in order, 0 if it is not known; null: none is.
+    zone: Option<u64>,
 }
 
 pub fn readcap(device: Device, json: bool) -> Result<(), Fail> {
@@ -159,7 +250,9 @@ pub fn readcap(device: Device, json: bool) -> Result<(), Fail> {
             device: name.into(),
             blocks: disk.blocks,
             block: disk.block,
+            physical_block: disk.physical,
             bytes: disk.bytes(),
+            zone: disk.zone,
         });
     }
     output::text(&format!(

@@ -69,10 +69,17 @@ fn listed(kernel: &Arc<dyn Kernel>, node: &str) -> Result<Listed, Fail> {
     })
 }
 
-pub fn list(kernel: &Arc<dyn Kernel>, json: bool) -> Result<(), Fail> {
+pub fn list(kernel: &Arc<dyn Kernel>, devices: &[String], json: bool) -> Result<(), Fail> {
+    let nodes = match devices.is_empty() {
+        true => all_nodes(kernel)?,
+        false => {
+            let node = |name: &String| crate::open(kernel, name).map(|d| d.name().to_owned());
+            devices.iter().map(node).collect::<Result<_, _>>()?
+        }
+    };
     let mut all = Vec::new();
     let mut failed = None;
-    for node in all_nodes(kernel)? {
+    for node in nodes {
         match listed(kernel, &node) {
             Ok(entry) => all.push(entry),
             // One that has gone, or may not be opened, hides no other.

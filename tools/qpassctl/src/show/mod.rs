@@ -59,20 +59,25 @@ impl Watch {
         let Some(interval) = self.args.every else {
             return show();
         };
-        let mut next = Instant::now();
+        // None: later than there is a time for.
+        let mut next = Some(Instant::now());
         for n in 0u32.. {
             if self.args.times.is_some_and(|times| n >= times) {
                 break;
             }
             show()?;
-            next += interval;
-            while Instant::now() < next && self.args.times.is_none_or(|times| n + 1 < times) {
+            next = next.and_then(|at| at.checked_add(interval));
+            while self.args.times.is_none_or(|times| n + 1 < times) {
                 if stopped() {
                     // That is how a live table is left.
                     return Ok(());
                 }
-                let left = next.saturating_duration_since(Instant::now());
-                std::thread::sleep(left.min(Duration::from_millis(100)));
+                const LOOK: Duration = Duration::from_millis(100);
+                let left = next.map_or(LOOK, |at| at.saturating_duration_since(Instant::now()));
+                if left.is_zero() {
+                    break;
+                }
+                std::thread::sleep(left.min(LOOK));
             }
         }
         Ok(())
@@ -80,7 +85,8 @@ impl Watch {
 
     /// In the place of what was shown before.
     fn print(&self, what: &str) -> Result<(), Fail> {
-        let is_live = self.args.every.is_some() && std::io::stdout().is_terminal();
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let is_live = self.args.every.is_some() && std::io::stdout().is_terminal() && !is_dumb;
         let clear = if is_live { "\x1b[H\x1b[2J" } else { "" };
         output::text(&format!("{clear}{what}"))
     }
@@ -92,6 +98,13 @@ impl Watch {
             None => output::json(what),
         }
     }
+}
+
+/// Seconds since 1970, for a line that is one of many.
+fn now() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seconds = since.unwrap_or_default().as_secs_f64();
+    (seconds * 1000.0).round() / 1000.0
 }
 
 /// For who is asked to write: why not.

@@ -3,16 +3,17 @@
 use super::{Watch, open_all};
 use crate::{
     args,
-    fail::Fail,
-    opcode,
+    fail::{Code, Fail},
     output::{self, hex, human, table},
 };
-use qpass_client::{Cancel, Device, Errno, Kernel, Outstanding, State};
+use qpass_client::{Cancel, Device, Errno, Kernel, Outstanding, State, decode::opcode};
 use serde::Serialize;
 use std::sync::Arc;
 
 #[derive(Serialize)]
 struct Request {
+    /// Seconds since 1970, when it was looked at.
+    time: f64,
     device: String,
     open: u64,
     number: u64,
@@ -26,8 +27,9 @@ struct Request {
     tag: u64,
 }
 
-fn request(device: &str, r: &Outstanding) -> Request {
+fn request(device: &str, device_type: u8, r: &Outstanding) -> Request {
     Request {
+        time: super::now(),
         device: device.into(),
         open: r.open,
         number: r.number,
@@ -38,7 +40,7 @@ fn request(device: &str, r: &Outstanding) -> Request {
             State::Done => "done",
         },
         age_ns: u64::try_from(r.age.as_nanos()).unwrap_or(u64::MAX),
-        command: opcode::name(r),
+        command: opcode::request(r.func_code, &r.command, device_type),
         bytes: r.length,
         direction: match (r.reads, r.writes) {
             (true, false) => "in",
@@ -65,13 +67,20 @@ pub fn outstanding(
     devices: &[String],
     watch: &Watch,
 ) -> Result<(), Fail> {
-    let mut opened = open_all(kernel, devices)?;
+    let typed = |device: Device| {
+        let device_type = device.identity().map_or(0, |i| i.device_type);
+        (device, device_type)
+    };
+    let mut opened: Vec<_> = open_all(kernel, devices)?.into_iter().map(typed).collect();
     watch.run(|| {
         let mut all = Vec::new();
         let mut gone = Vec::new();
-        for device in &opened {
+        for (device, device_type) in &opened {
             match device.outstanding(true) {
-                Ok(found) => all.extend(found.iter().map(|r| request(device.name(), r))),
+                Ok(found) => {
+                    let each = |r| request(device.name(), *device_type, r);
+                    all.extend(found.iter().map(each));
+                }
                 Err(error) if error.errno == Errno::ENXIO && watch.args.every.is_some() => {
                     gone.push(device.name().to_owned());
                 }
@@ -83,7 +92,13 @@ pub fn outstanding(
                 }
             }
         }
-        opened.retain(|d| !gone.iter().any(|name| name == d.name()));
+        opened.retain(|(d, _)| !gone.iter().any(|name| name == d.name()));
+        if opened.is_empty() && !gone.is_empty() {
+            return Err(Fail::new(
+                Code::System,
+                format!("{}: the device has gone", gone.join(", ")),
+            ));
+        }
         if watch.json {
             return watch.print_json(&all);
         }
