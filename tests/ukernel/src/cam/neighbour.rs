@@ -56,7 +56,7 @@ pub(super) fn read_10(ccb: &mut sys::ccb, block: &mut [u8; 512]) {
     csio.cdb_io.cdb_bytes = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 }
 
-/// ata_da.c, adastart(): READ DMA EXT.
+/// ata_da.c, adastart(): READ DMA, which every disk has.
 pub(super) fn read_dma(ccb: &mut sys::ccb, block: &mut [u8; 512]) {
     // SAFETY: plain data.
     let ataio = unsafe { &mut ccb.ataio };
@@ -64,8 +64,8 @@ pub(super) fn read_dma(ccb: &mut sys::ccb, block: &mut [u8; 512]) {
     ataio.ccb_h.flags |= sys::CAM_DIR_IN;
     ataio.data_ptr = block.as_mut_ptr();
     ataio.dxfer_len = block.len() as u32;
-    ataio.cmd.command = 0x25;
-    ataio.cmd.flags = sys::CAM_ATAIO_48BIT as u8;
+    ataio.cmd.command = 0xc8;
+    ataio.cmd.flags = sys::CAM_ATAIO_DMA as u8;
     (ataio.cmd.device, ataio.cmd.sector_count) = (0x40, 1);
 }
 

@@ -248,6 +248,7 @@ fn a_sim_is_not_asked_to_abort_a_reset() {
     let (mut machine, module) = boot(Config::default());
     let fd = machine.open(NODE, RDWR).expect("open");
     for by in BY {
+        until_it_is_let_be();
         machine.disk().stuck.store(true, Ordering::SeqCst);
         let mut reset = Command::new(&mut machine, 0);
         reset.immediate(sys::XPT_RESET_DEV);
@@ -260,6 +261,7 @@ fn a_sim_is_not_asked_to_abort_a_reset() {
     }
     // What waits in CAM is CAM's to give back.
     let device = machine.device().clone();
+    until_it_is_let_be();
     cam::freeze(&device);
     let mut reset = Command::new(&mut machine, 0);
     reset.immediate(sys::XPT_RESET_DEV);
