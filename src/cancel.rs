@@ -265,8 +265,8 @@ enum Found<'h> {
     Replaced,
     /// It is off CAM's queue.
     Dequeued(Dequeued),
-    /// The SIM has it, or has not said so for long.
-    AtSim(UnderWay<'h>),
+    /// The SIM has it, or has not said so for long: with its number.
+    AtSim(UnderWay<'h>, u64),
 }
 
 /// Aborts requests that CAM has, each once, some at a time. It waits for the SIM
@@ -376,22 +376,21 @@ impl<'a> Aborter<'a> {
             }
             let _ = ticket.is_first_in(round);
             if is_declined {
-                return Some((Found::Declined, 0));
+                return Some(Found::Declined);
             }
-            let number = ticket.number.load(Relaxed);
             if place == Place::Recovering {
                 ticket.replace(&held);
                 under_way.defuse(DONE);
-                return Some((Found::Replaced, number));
+                return Some(Found::Replaced);
             }
             if place == Place::Reachable
                 && let Some(dequeued) = under_way.dequeue(&frozen)
             {
                 ticket.replace(&held);
-                return Some((Found::Dequeued(dequeued), number));
+                return Some(Found::Dequeued(dequeued));
             }
             ticket.ask_abort(&held);
-            Some((Found::AtSim(under_way), number))
+            Some(Found::AtSim(under_way, ticket.number.load(Relaxed)))
         };
         let found = state
             .opens
@@ -402,13 +401,13 @@ impl<'a> Aborter<'a> {
         let next = match found {
             None if is_between.get() => Next::Later,
             None => Next::None,
-            Some((_, (Found::Declined, _))) => Next::Ended(sys::CAM_UA_ABORT),
-            Some((_, (Found::Replaced, _))) => Next::Ended(sys::CAM_REQ_CMP),
-            Some((_, (Found::Dequeued(taken), _))) => {
+            Some((_, Found::Declined)) => Next::Ended(sys::CAM_UA_ABORT),
+            Some((_, Found::Replaced)) => Next::Ended(sys::CAM_REQ_CMP),
+            Some((_, Found::Dequeued(taken))) => {
                 dequeued = Some(taken);
                 Next::Ended(sys::CAM_REQ_CMP)
             }
-            Some((open, (Found::AtSim(under_way), number))) => {
+            Some((open, Found::AtSim(under_way, number))) => {
                 ccb.send(&under_way, &held);
                 Next::Sent((open, number))
             }

@@ -52,11 +52,11 @@ pub static DEVSW: DevSw = DevSw::new::<Qpass>();
 /// Commands after which a device is asked anew how many it takes at a time: CAM
 /// may have changed its mind, by tags or a full queue.
 const OPENINGS_HOLD: u32 = 64;
+/// The same, where it has as many as it took.
+const OPENINGS_ASK: u32 = 8;
 /// Nanoseconds that a device has between two probes, or two resets, that programs ask
 /// for.
 const PEACE: u64 = 1_000_000_000;
-/// The same, where it has as many as it took.
-const OPENINGS_ASK: u32 = 8;
 
 static ROUTINES: Routines = Routines {
     ctor: ctor_entry,

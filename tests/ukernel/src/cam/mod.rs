@@ -110,8 +110,7 @@ pub trait Sim: Send + Sync {
     /// Makes the CCB, which is zeroes and a header, a read of the device's
     /// first block into `block`.
     fn build_read(&self, ccb: &mut sys::ccb, block: &mut [u8; 512]) {
-        let is_ata = [sys::XPORT_ATA, sys::XPORT_SATA].contains(&self.path_inq().transport);
-        if is_ata && longest_packet(self.config()) == 0 {
+        if self.path_inq().is_ata() && longest_packet(self.config()) == 0 {
             neighbour::read_dma(ccb, block);
         } else {
             neighbour::read_10(ccb, block);
@@ -127,6 +126,13 @@ pub struct PathInq {
     pub hba_misc: u32,
     /// `XPORT_`.
     pub transport: u32,
+}
+
+impl PathInq {
+    /// The bus is ATA's.
+    fn is_ata(&self) -> bool {
+        [sys::XPORT_ATA, sys::XPORT_SATA].contains(&self.transport)
+    }
 }
 
 type AsyncFn = unsafe extern "C" fn(*mut c_void, u32, *mut sys::cam_path, *mut c_void);
@@ -317,8 +323,7 @@ impl Device {
     /// Of a device on a bus of ATA's.
     fn ata_config(&self) -> Option<u16> {
         let sim = self.sim.as_ref()?;
-        let is_ata = [sys::XPORT_ATA, sys::XPORT_SATA].contains(&sim.path_inq().transport);
-        is_ata.then(|| sim.config())
+        sim.path_inq().is_ata().then(|| sim.config())
     }
 
     /// Hands a CCB to the SIM, which marks it as its own and has words of its own

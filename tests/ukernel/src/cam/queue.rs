@@ -155,7 +155,7 @@ unsafe impl Send for Structs {}
 unsafe impl Sync for Structs {}
 
 /// Whose queue a `struct camq` is, by its address.
-static QUEUES: Mutex<Vec<(usize, Weak<Device>, usize)>> = Mutex::new(Vec::new());
+static QUEUES: Mutex<Vec<(usize, Weak<Device>)>> = Mutex::new(Vec::new());
 
 impl Structs {
     pub(super) fn new(device: &Arc<Device>, slots: usize) -> Self {
@@ -163,7 +163,6 @@ impl Structs {
         let (mut devq, mut sim, mut ed): (Box<sys::cam_devq>, Box<sys::cam_sim>, Box<sys::cam_ed>) =
             unsafe { (Box::new(zeroed()), Box::new(zeroed()), Box::new(zeroed())) };
         lock::init(mtx_of(&mut devq), c"CAM queue lock".as_ptr());
-        let send_mtx = mtx_of(&mut devq) as usize;
         sim.devq = Box::into_raw(devq);
         sim.max_tagged_dev_openings = c_int::try_from(slots).unwrap_or(c_int::MAX);
         let sim = Box::into_raw(sim);
@@ -176,10 +175,7 @@ impl Structs {
         }
         // SAFETY: an address in there.
         let at = unsafe { &raw const (*ed).ccbq.queue } as usize;
-        QUEUES
-            .lock()
-            .unwrap()
-            .push((at, Arc::downgrade(device), send_mtx));
+        QUEUES.lock().unwrap().push((at, Arc::downgrade(device)));
         Structs { ed, sim }
     }
 }
@@ -194,13 +190,15 @@ pub(crate) unsafe extern "C" fn camq_remove(
     index: c_int,
 ) -> *mut sys::cam_pinfo {
     let queues = QUEUES.lock().unwrap();
-    let found = queues.iter().find(|(at, ..)| *at == queue as usize);
-    let Some(&(_, ref device, send_mtx)) = found else {
+    let found = queues.iter().find(|(at, _)| *at == queue as usize);
+    let Some((_, device)) = found else {
         broken("camq_remove() of a queue that is no device's");
     };
-    lock::mtx_assert_owned(send_mtx as *mut sys::mtx, "camq_remove");
     let device = device.upgrade().expect("the device of a queue");
     drop(queues);
+    // SAFETY: they stay for ever.
+    let send_mtx = unsafe { mtx_of(&mut *(*device.structs().sim).devq) };
+    lock::mtx_assert_owned(send_mtx, "camq_remove");
     let (_send, mut ccbq) = locked(&device);
     let at = usize::try_from(index).unwrap_or(0).wrapping_sub(1);
     let Some((_, _, ccb)) = ccbq.waiting.get(at).copied() else {
