@@ -187,6 +187,17 @@ fn open(sys: &mut FreeBsd, node: &str) -> Result<Fd, (&'static str, i32)> {
     sys.open(node, RDWR).map_err(|errno| ("open", errno))
 }
 
+/// Sends commands, and may do nothing that is for the privileged.
+fn commands_alone(sys: &mut FreeBsd, node: &str) -> Outcome {
+    let fd = open(sys, node)?;
+    commands(sys, fd)?;
+    privileges(sys, fd)?;
+    let is_set = sys.set_sysctl("kern.cam.qpass.max_requests", 7);
+    holds("a sysctl", Ok(is_set), Ok(false))?;
+    let id = sys.kldfind("qpass.ko").unwrap_or(0);
+    refused("kldunload", sys.kldunload(id), EPERM)
+}
+
 fn stranger(sys: &mut FreeBsd, node: &str) -> Outcome {
     sys.set_mode(node, 0o660);
     sys.set_group(GROUP);
@@ -208,25 +219,13 @@ fn operator(sys: &mut FreeBsd, node: &str) -> Outcome {
     sys.set_mode(node, 0o660);
     sys.set_group(OPERATOR);
     sys.set_user(USER);
-    let fd = open(sys, node)?;
-    commands(sys, fd)?;
-    privileges(sys, fd)?;
-    let is_set = sys.set_sysctl("kern.cam.qpass.max_requests", 7);
-    holds("a sysctl", Ok(is_set), Ok(false))?;
-    let id = sys.kldfind("qpass.ko").unwrap_or(0);
-    refused("kldunload", sys.kldunload(id), EPERM)
+    commands_alone(sys, node)
 }
 
 fn jail(sys: &mut FreeBsd, node: &str) -> Outcome {
     allowed("jail_set", sys.enter_jail(0))?;
     // What devfs(5) shows in there is the administrator's to say.
-    let fd = open(sys, node)?;
-    commands(sys, fd)?;
-    privileges(sys, fd)?;
-    let is_set = sys.set_sysctl("kern.cam.qpass.max_requests", 7);
-    holds("a sysctl", Ok(is_set), Ok(false))?;
-    let id = sys.kldfind("qpass.ko").unwrap_or(0);
-    refused("kldunload", sys.kldunload(id), EPERM)
+    commands_alone(sys, node)
 }
 
 fn jail_at_securelevel(sys: &mut FreeBsd, node: &str) -> Outcome {

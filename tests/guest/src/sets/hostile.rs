@@ -223,15 +223,7 @@ pub fn hostile(sheet: &mut Sheet<'_>) {
         all_end &= sheet.sys.wait_ms(pid, KILLED_MS).is_some();
     }
     sheet.check("the disks' own readers end", "", all_end);
-    let unloaded = match sheet.sys.kldfind("qpass.ko") {
-        Some(id) => crate::unload(sheet.sys, id),
-        None => Err("it is not loaded"),
-    };
-    sheet.check(
-        "it unloads afterwards:",
-        unloaded.err().unwrap_or("yes"),
-        unloaded.is_ok(),
-    );
+    sheet.check_unload();
 }
 
 fn directed_programs(sheet: &mut Sheet<'_>, plan: &Plan, shared: &'static Shared) -> bool {

@@ -63,6 +63,16 @@ impl Sheet<'_> {
         }
     }
 
+    /// Unloads the module, which is the last finding of a set.
+    pub fn check_unload(&mut self) {
+        let unloaded = match self.sys.kldfind("qpass.ko") {
+            Some(id) => crate::unload(self.sys, id),
+            None => Err("it is not loaded"),
+        };
+        let word = unloaded.err().unwrap_or("yes");
+        self.check("it unloads afterwards:", word, unloaded.is_ok());
+    }
+
     pub fn skip(&mut self, what: &str, why: &str) {
         let mut line = Line::new();
         let _ = write!(line, "skip {what}: {why}");
