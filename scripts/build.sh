@@ -55,22 +55,19 @@ case ${1:-} in
 	kind=-kasan
 	# By calls, as the kernel's own objects; what is on the stack and in globals is
 	# not guarded, for that wants the kernel's constructors.
-	asan="-asan-instrumentation-with-call-threshold=0 -asan-stack=0 -asan-globals=0"
+	options="-asan-instrumentation-with-call-threshold=0 -asan-stack=0 -asan-globals=0"
 	QPASS_RUSTFLAGS=-Zsanitizer=kernel-address
-	for option in $asan; do
-		QPASS_RUSTFLAGS="$QPASS_RUSTFLAGS -Cllvm-args=$option"
-	done
 	;;
 --kcov)
 	kind=-kcov
-	cov="-sanitizer-coverage-level=3 -sanitizer-coverage-trace-pc"
+	options="-sanitizer-coverage-level=3 -sanitizer-coverage-trace-pc"
 	QPASS_RUSTFLAGS=-Cpasses=sancov-module
-	for option in $cov; do
-		QPASS_RUSTFLAGS="$QPASS_RUSTFLAGS -Cllvm-args=$option"
-	done
 	;;
 esac
 if [ -n "$kind" ]; then
+	for option in $options; do
+		QPASS_RUSTFLAGS="$QPASS_RUSTFLAGS -Cllvm-args=$option"
+	done
 	export QPASS_RUSTFLAGS
 	shift
 fi
