@@ -3,139 +3,11 @@
 
 #![cfg(target_os = "linux")]
 
+mod common;
+
+use common::*;
 use serde_json::Value;
-use std::{
-    fs,
-    io::Write,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
-use tempfile::TempDir;
-
-struct Ran {
-    code: i32,
-    out: Vec<u8>,
-    err: String,
-}
-
-impl Ran {
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.out).expect("text")
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
-    }
-
-    /// It failed with that status, said one sentence with these words, and
-    /// printed nothing else.
-    fn failed(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, code, "{}", self.err);
-        assert_eq!(self.err.lines().count(), 1, "{}", self.err);
-        assert!(self.err.starts_with("qpassctl: "), "{}", self.err);
-        for word in words {
-            assert!(self.err.contains(word), "{word:?} in {}", self.err);
-        }
-    }
-
-    fn good(self) -> Self {
-        assert_eq!(self.code, 0, "{}", self.err);
-        self
-    }
-}
-
-fn start(machine: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qpassctl"));
-    command
-        .env("QPASS_UKERNEL", machine)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
-fn ran(mut command: Command, input: Option<&[u8]>) -> Ran {
-    let mut child = command.spawn().expect("qpassctl runs");
-    if let Some(input) = input {
-        // Who refuses does not read.
-        let _ = child.stdin.take().expect("stdin").write_all(input);
-    }
-    let out = child.wait_with_output().expect("it ends");
-    Ran {
-        code: out.status.code().unwrap_or(-1),
-        out: out.stdout,
-        err: String::from_utf8(out.stderr).expect("text"),
-    }
-}
-
-fn run(machine: &str, args: &[&str]) -> Ran {
-    ran(start(machine, args), None)
-}
-
-fn run_with(machine: &str, args: &[&str], input: &[u8]) -> Ran {
-    let mut command = start(machine, args);
-    command.stdin(Stdio::piped());
-    ran(command, Some(input))
-}
-
-/// Runs until a condition holds, and is sent a signal then: its exit status.
-fn interrupted(mut command: Command, signal: &str, begun: impl Fn() -> bool) -> Option<i32> {
-    let mut child = command.spawn().expect("qpassctl runs");
-    for _ in 0..4000 {
-        if begun() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(begun(), "it has begun");
-    let pid = child.id().to_string();
-    let sent = Command::new("kill").args([signal, &pid]).status();
-    assert!(sent.expect("kill").success());
-    let status = child.wait().expect("it ends");
-    // As a shell has it.
-    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-    status.code().or(signal.map(|signal| 128 + signal))
-}
-
-fn noise(len: usize) -> Vec<u8> {
-    let mut x = 0x9e37_79b9_7f4a_7c15u64;
-    let byte = |_| {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x as u8
-    };
-    (0..len).map(byte).collect()
-}
-
-/// A folder with a disk that keeps its contents, and what describes it.
-fn disk(options: &str) -> (TempDir, String) {
-    let dir = tempfile::tempdir().expect("a folder");
-    let file = dir.path().join("disk");
-    let machine = format!("disk={},size=8M{options}", file.display());
-    (dir, machine)
-}
-
-fn path(dir: &TempDir, name: &str) -> String {
-    dir.path().join(name).display().to_string()
-}
-
-/// What there is in a folder.
-fn names(dir: &Path) -> Vec<String> {
-    let mut all: Vec<_> = fs::read_dir(dir)
-        .expect("a folder")
-        .map(|e| {
-            e.expect("an entry")
-                .file_name()
-                .into_string()
-                .expect("text")
-        })
-        .collect();
-    all.sort();
-    all
-}
+use std::{fs, path::Path};
 
 #[test]
 fn list_shows_devices_and_who_uses_them() {
@@ -420,9 +292,9 @@ fn a_read_that_fails_leaves_nothing_and_one_that_resumes_goes_on() {
         let command = start(&machine, &[&args[..], extra].concat());
         interrupted(command, "-INT", begun)
     };
-    assert_eq!(stopped(&[]), Some(130));
+    assert_eq!(stopped(&[]).code, 130);
     assert_eq!(names(dir.path()), ["disk"], "nothing half-written");
-    assert_eq!(stopped(&["--resume"]), Some(130));
+    assert_eq!(stopped(&["--resume"]).code, 130);
     assert_eq!(names(dir.path()), ["disk", "out.part", "out.part.json"]);
     // Another copy's note is not this one's.
     let args = ["read", "qpass0", &output, "--size", "4K", "--resume"];
@@ -458,7 +330,7 @@ fn a_write_goes_on_where_it_was() {
     let ended = interrupted(start(&machine, &args), "-TERM", || {
         Path::new(&note).exists()
     });
-    assert_eq!(ended, Some(143));
+    assert_eq!(ended.code, 143);
     let fast = machine.replace("4ms", "0us");
     let again = run(&fast, &[&args[..], &["--json", "--verify"]].concat()).good();
     let json = again.json();
